@@ -1,0 +1,178 @@
+"""Sources, the column slices of the flat width, and the per-source scale.
+
+A source is one (model, hook name) pair. The activations of all sources of one token lie side by side in one
+vector of `width = sum(d_model)`; a source is a column slice of it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscoders._typing import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One (model, hook name) pair that a crosscoder reads and writes.
+
+    Args:
+        name: Short unique name by which the source is addressed, such as "base".
+        d_model: Width of its activations.
+        hook_name: TransformerLens hook, such as "blocks.14.hook_resid_pre"; empty for own tensors.
+        model_id: Directory or Hub id of the model; empty for own tensors.
+        revision: Hub revision that was loaded, if any.
+        scale: `normalized = raw * scale`; 1.0 until it is estimated.
+    """
+
+    name: str
+    d_model: int
+    hook_name: str = ""
+    model_id: str = ""
+    revision: str | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("Source: name is empty; give each source a short name such as 'base'.")
+        if self.d_model < 1:
+            raise ValueError(f"Source {self.name!r}: d_model must be at least 1, got {self.d_model}.")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"Source {self.name!r}: scale must be finite and positive, got {self.scale}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Source":
+        """Build a source from `to_dict`'s result.
+
+        Args:
+            data: One entry per field; fields with a default may be missing.
+
+        Raises:
+            ValueError: A key is unknown or a required one is missing.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(data) - set(known))
+        missing = sorted({"name", "d_model"} - set(data))
+        if unknown or missing:
+            raise ValueError(f"Source: unknown keys {unknown}, missing keys {missing}; known keys are {known}.")
+        return cls(**data)
+
+
+@typed
+def check_sources(sources: Sequence[Source]) -> None:
+    """Check that there is at least one source and that their names are unique.
+
+    Args:
+        sources: Sources in the order of their columns.
+
+    Raises:
+        ValueError: No source, or a repeated name.
+    """
+    if not sources:
+        raise ValueError("sources: expected at least one Source, got none.")
+    names = [source.name for source in sources]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"sources: names must be unique, got {names} with {repeated} repeated.")
+
+
+@typed
+def width(sources: Sequence[Source]) -> int:
+    """Width of one token's activations over all sources: the sum of their `d_model`.
+
+    Args:
+        sources: Sources in the order of their columns.
+
+    Returns:
+        The number of columns.
+    """
+    return sum(source.d_model for source in sources)
+
+
+@typed
+def column_slices(sources: Sequence[Source]) -> dict[str, slice]:
+    """Columns of the flat width that belong to each source, by name and in order.
+
+    Args:
+        sources: Sources in the order of their columns.
+
+    Returns:
+        One slice per source name; together they cover `0..width` without overlap.
+    """
+    slices: dict[str, slice] = {}
+    start = 0
+    for source in sources:
+        slices[source.name] = slice(start, start + source.d_model)
+        start += source.d_model
+    return slices
+
+
+@typed
+def scale_vector(
+    sources: Sequence[Source], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Float[Tensor, " width"]:
+    """Each column's scale, so that `normalized = raw * scale_vector`.
+
+    Args:
+        sources: Sources in the order of their columns.
+        dtype: Floating dtype of the result.
+        device: Device of the result; None is the default device.
+
+    Returns:
+        Every source's scale repeated over its columns.
+    """
+    scales = [source.scale for source in sources for _ in range(source.d_model)]
+    return torch.tensor(scales, dtype=dtype, device=device)
+
+
+@typed
+def scale_from_mean_norm(mean_norm: float, d_model: int) -> float:
+    """Scale that brings a source's mean activation norm to `sqrt(d_model)`.
+
+    With it every coordinate is of order one in every source, so that one learning rate and one sparsity
+    weight suit all widths (formula: scale = sqrt(d_model) / mean_norm; Lindsey et al. 2024).
+
+    Args:
+        mean_norm: Mean Euclidean norm of the raw activations.
+        d_model: Width of the source.
+
+    Returns:
+        The factor on raw activations.
+
+    Raises:
+        ValueError: `mean_norm` is zero, negative, NaN or infinite.
+    """
+    if not (math.isfinite(mean_norm) and mean_norm > 0):
+        raise ValueError(
+            f"scale_from_mean_norm: the mean norm must be finite and positive, got {mean_norm}; "
+            "are the activations all zero or non-finite?"
+        )
+    return math.sqrt(d_model) / mean_norm
+
+
+@typed
+def source_index(sources: Sequence[Source], name: str) -> int:
+    """Position of the source with this name.
+
+    Args:
+        sources: Sources in the order of their columns.
+        name: Name to look up.
+
+    Returns:
+        Its index.
+
+    Raises:
+        ValueError: No source has this name; the message lists those that exist.
+    """
+    names = [source.name for source in sources]
+    if name not in names:
+        raise ValueError(f"no source is named {name!r}; the sources are {names}.")
+    return names.index(name)
