@@ -1,0 +1,53 @@
+# make demo        two bundled models in, a crosscoder and an honest diff out
+# make test        the default tests: CPU, offline, a few minutes
+# make test-all    the same and the slow tier
+# make lint types wheel clean    what they say; lint and types need the dev tools, which they install
+# Each of them creates .venv and installs first where that is still to do.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-compile
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PYTEST := $(BIN)/python -m pytest -q
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-all lint types wheel clean
+
+demo: $(INSTALLED)
+	$(BIN)/crosscoders demo
+
+test: $(INSTALLED)
+	$(PYTEST)
+
+# GPU tests skip themselves nowhere: they are asked for by name, `pytest -m gpu`, on a machine that has one.
+test-all: test
+	$(PYTEST) -m "(slow or browser) and not gpu"
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED_DEV)
+	$(BIN)/pyright
+
+wheel: $(INSTALLED_DEV)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation . > /dev/null
+	$(BIN)/python .ci/check_wheel.py dist
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once, about a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -c constraints.txt -e ".[test,plot]"
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@echo "Installing ruff, pyright and build into $(VENV) ..."
+	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
