@@ -1,0 +1,88 @@
+"""Finds fenced Python blocks in pages and docstrings, and runs them."""
+
+import ast
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.repo.source_tree import ROOT
+
+_FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<info>.*?) *$")
+_NO_RUN = re.compile(r"python no-run: (?P<reason>.*network.*)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: the line of its first code line, what stands beside the fence, and the code."""
+
+    line: int
+    info: str
+    code: str
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the block runs; raises where its marking is not one that we know."""
+        if self.info == "python":
+            return True
+        if self.info.lower().split(":")[0].split(" ")[0] not in {"python", "py", "python3", "pycon"}:
+            return False
+        if _NO_RUN.fullmatch(self.info):
+            return False
+        raise ValueError(
+            f"line {self.line - 1}: a Python block is marked {self.info!r}; write 'python', or "
+            "'python no-run: <why it needs the network>'"
+        )
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """All fenced blocks of a page, whatever their language; an open fence raises."""
+    blocks: list[Block] = []
+    opened: tuple[int, str, str, str] | None = None
+    lines: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _FENCE.match(line)
+        if opened is None and match:
+            opened, lines = (number, match["indent"], match["ticks"], match["info"]), []
+        elif opened is not None and match and match["ticks"] == opened[2] and not match["info"]:
+            blocks.append(Block(opened[0] + 1, opened[3], "\n".join(lines) + "\n"))
+            opened = None
+        elif opened is not None:
+            lines.append(line.removeprefix(opened[1]))
+    if opened is not None:
+        raise ValueError(f"line {opened[0]}: this fence is never closed")
+    return blocks
+
+
+def run_page(blocks: list[Block], *, name: str) -> int:
+    """Run the blocks of one page in one namespace and return how many ran; a traceback shows page and line."""
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    to_run = [block for block in blocks if block.is_run]
+    for block in to_run:
+        padded = "\n" * (block.line - 1) + block.code
+        exec(compile(padded, name, "exec", dont_inherit=True), namespace)
+    return len(to_run)
+
+
+def markdown_pages() -> list[Path]:
+    """README.md and everything under docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def docstrings_with_blocks(trees: dict[str, ast.Module]) -> dict[str, str]:
+    """Docstrings that hold a fence, by the dotted name of what they document."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found: dict[str, str] = {}
+
+    def visit(node: ast.AST, name: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            visit(child, f"{name}.{child.name}" if isinstance(child, kinds) and hasattr(child, "name") else name)
+        if isinstance(node, kinds):
+            text = ast.get_docstring(node, clean=False) or ""
+            if "```" in text or "~~~" in text:
+                found[name] = inspect.cleandoc(text)
+
+    for module, tree in trees.items():
+        visit(tree, module)
+    return found
