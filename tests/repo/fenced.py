@@ -56,7 +56,7 @@ def fenced_blocks(text: str) -> list[Block]:
 
 
 def run_page(blocks: list[Block], *, name: str) -> int:
-    """Run the blocks of one page in one namespace and return how many ran; a traceback shows page and line."""
+    """Run the blocks of one page in one namespace; return how many ran. Tracebacks show page and line."""
     namespace: dict[str, Any] = {"__name__": "__page__"}
     to_run = [block for block in blocks if block.is_run]
     for block in to_run:
@@ -72,16 +72,16 @@ def markdown_pages() -> list[Path]:
 
 def docstrings_with_blocks(trees: dict[str, ast.Module]) -> dict[str, str]:
     """Docstrings that hold a fence, by the dotted name of what they document."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     found: dict[str, str] = {}
 
     def visit(node: ast.AST, name: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            visit(child, f"{name}.{child.name}" if isinstance(child, kinds) and hasattr(child, "name") else name)
-        if isinstance(node, kinds):
-            text = ast.get_docstring(node, clean=False) or ""
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            name = name if isinstance(node, ast.Module) else f"{name}.{node.name}"
+            text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
             if "```" in text or "~~~" in text:
-                found[name] = inspect.cleandoc(text)
+                found[name] = text
+        for child in ast.iter_child_nodes(node):
+            visit(child, name)
 
     for module, tree in trees.items():
         visit(tree, module)

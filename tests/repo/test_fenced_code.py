@@ -26,7 +26,8 @@ def test_blocks_share_a_namespace_and_a_failing_one_names_its_line() -> None:
     page = "# Page\n\n```python\nx = 2\n```\ntext\n```python\nassert x == 3\n```\n"
     with pytest.raises(AssertionError) as caught:
         run_page(fenced_blocks(page), name="page.md")
-    assert (caught.traceback[-1].path.name, caught.traceback[-1].lineno + 1) == ("page.md", 8)
+    last = caught.traceback[-1]
+    assert (str(last.path), last.lineno + 1) == ("page.md", 8)
 
 
 def test_indented_and_foreign_blocks_are_told_apart() -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from tests.repo.source_tree import PACKAGE, ROOT
 
-HEAVY = ["transformer_lens", "transformers", "huggingface_hub", "triton", "wandb", "matplotlib", "plotly", "pandas"]
+HEAVY = [
+    "transformer_lens",
+    "transformers",
+    "huggingface_hub",
+    "triton",
+    "wandb",
+    "matplotlib",
+    "plotly",
+    "pandas",
+]
 
 
 def run_fresh(*arguments: str) -> str:

@@ -1,0 +1,86 @@
+"""The public surface is what tests/public_api.txt says; `--write` renews the file, and the changelog says why."""
+
+import inspect
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `--write`, which runs without pytest
+
+from tests.repo.public_api import api_lines, is_typed, public_callables, public_modules
+
+SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
+
+
+def json_keys(value: object, *, prefix: str = "") -> list[str]:
+    """The dotted keys of a JSON object; list items share one key."""
+    if isinstance(value, dict):
+        return [key for k, v in value.items() for key in json_keys(v, prefix=f"{prefix}.{k}".lstrip("."))]
+    if isinstance(value, list) and value:
+        return sorted({key for item in value for key in json_keys(item, prefix=f"{prefix}[]")})
+    return [prefix]
+
+
+def artifact_lines() -> list[str]:
+    """State-dict keys and config.json keys of one toy crosscoder per activation function."""
+    import crosscoders as cc
+
+    sources = (cc.Source(name="base", d_model=3), cc.Source(name="distilled", d_model=3))
+    lines: set[str] = set()
+    for spec in (cc.ReLU(), cc.TopK(k=2), cc.BatchTopK(k=2), cc.JumpReLU()):
+        crosscoder = cc.Crosscoder(cc.CrosscoderConfig(sources=sources, n_latents=4, activation_fn=spec))
+        lines |= {f"state_dict {spec.kind}: {key}" for key in crosscoder.state_dict()}
+        with tempfile.TemporaryDirectory() as folder:
+            crosscoder.save_pretrained(Path(folder) / "saved")
+            config = json.loads((Path(folder) / "saved" / "config.json").read_text(encoding="utf-8"))
+        lines |= {f"config.json {spec.kind}: {key}" for key in json_keys(config)}
+    return sorted(lines)
+
+
+def snapshot() -> str:
+    """The whole text of tests/public_api.txt."""
+    return "\n".join([*api_lines(), *artifact_lines()]) + "\n"
+
+
+def test_public_surface_is_the_recorded_one() -> None:
+    assert snapshot() == SNAPSHOT.read_text(encoding="utf-8"), (
+        "the public surface changed: run `python tests/repo/test_public_api.py --write`, read the difference, "
+        "and say it in CHANGELOG.md under Unreleased"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(public_modules()))
+def test_all_is_sorted_and_complete(name: str) -> None:
+    module = public_modules()[name]
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert [n for n in module.__all__ if not hasattr(module, n)] == []
+
+
+def test_public_callables_are_typed() -> None:
+    untyped = {
+        name
+        for name, fn in public_callables().items()
+        if not is_typed(fn) and not getattr(fn, "__isabstractmethod__", False)
+    }
+    assert sorted(untyped) == []
+
+
+def test_public_things_have_docstrings() -> None:
+    named = dict(public_callables())
+    for module_name, module in public_modules().items():
+        named |= {f"{module_name}.{n}": getattr(module, n) for n in module.__all__}
+    silent = [
+        name
+        for name, value in named.items()
+        if (inspect.isclass(value) or callable(value)) and not (value.__doc__ or "").strip()
+    ]
+    assert sorted(silent) == []
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/repo/test_public_api.py --write")
+    SNAPSHOT.write_text(snapshot(), encoding="utf-8")
