@@ -65,8 +65,8 @@ def atomic_directory(path: Path, *, marker: str = "config.json") -> Iterator[Pat
     """Fill a folder under a temporary name and rename it into place when the block ends without an error.
 
     An existing folder is replaced only if this library wrote it: it is empty, or its `marker` file is JSON
-    with `"format": "crosscoders"`. The old folder is moved aside before the new one is renamed, and moved back
-    if that fails.
+    with `"format": "crosscoders"`. The old folder is moved aside before the new one is renamed, and moved
+    back if that fails.
 
     Args:
         path: Final name of the folder; missing parents are created.

@@ -72,7 +72,9 @@ def normalized_decoder_ratio(norms: Float[Tensor, "latent source"]) -> Float[Ten
 
 
 @typed
-def decoder_cosine(W_dec: Float[Tensor, "latent width"], sources: Sequence[Source]) -> Float[Tensor, " latent"]:
+def decoder_cosine(
+    W_dec: Float[Tensor, "latent width"], sources: Sequence[Source]
+) -> Float[Tensor, " latent"]:
     """Cosine between a latent's decoder vectors in two sources; NaN where one of them is zero.
 
     Args:
@@ -125,8 +127,8 @@ class ExplainedVariance:
 
     EV = 1 - sum_i |x_i - xhat_i|^2 / sum_i |x_i - mean|^2, both sums over all rows seen and over the columns
     of one source, the ratio taken once. The mean predictor has EV 0, the target itself 1, and a worse
-    predictor is negative: nothing is clamped. Feed raw activations for `compute_difference`: the difference of
-    two sources means something only before each is scaled by its own factor.
+    predictor is negative: nothing is clamped. Feed raw activations for `compute_difference`: the difference
+    of two sources means something only before each is scaled by its own factor.
 
     Args:
         sources: Sources in the order of their columns.
@@ -138,7 +140,9 @@ class ExplainedVariance:
         self._difference = _Moments() if _are_two_equal(self.sources) else None
 
     @typed
-    def update(self, target: Float[Tensor, "batch width"], reconstruction: Float[Tensor, "batch width"]) -> None:
+    def update(
+        self, target: Float[Tensor, "batch width"], reconstruction: Float[Tensor, "batch width"]
+    ) -> None:
         """Add a chunk of rows.
 
         Args:
@@ -222,7 +226,9 @@ class _Moments:
                 f"(variance {variance}, squared error {error}); the activations hold NaN or infinity."
             )
         if variance == 0.0:
-            raise ValueError(f"ExplainedVariance: {what} does not vary over {self.n_rows} rows, so EV is undefined.")
+            raise ValueError(
+                f"ExplainedVariance: {what} does not vary over {self.n_rows} rows, so EV is undefined."
+            )
         return 1.0 - error / variance
 
 
@@ -244,7 +250,8 @@ def auroc(scores: Float[Tensor, " batch"], labels: Bool[Tensor, " batch"]) -> fl
     n_negative = labels.numel() - n_positive
     if n_positive == 0 or n_negative == 0:
         raise ValueError(
-            f"auroc: needs both classes, got {n_positive} positives and {n_negative} negatives of {labels.numel()}."
+            f"auroc: needs both classes, got {n_positive} positives and {n_negative} negatives "
+            f"of {labels.numel()}."
         )
     if bool(scores.isnan().any()):
         raise ValueError(f"auroc: {int(scores.isnan().sum())} of {scores.numel()} scores are NaN.")
@@ -274,7 +281,9 @@ def kl_divergence(
 
 
 @typed
-def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+def cross_entropy(
+    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     """Negative log-probability in nats of each target; the caller aligns logits with the next token.
 
     Args:
@@ -306,7 +315,9 @@ def loss_recovered(*, ce_clean: float, ce_spliced: float, ce_ablated: float) -> 
         ValueError: Ablation does not change the loss, so there is nothing to recover.
     """
     if ce_ablated == ce_clean:
-        raise ValueError(f"loss_recovered: ablation leaves the cross-entropy at {ce_clean}; the share is undefined.")
+        raise ValueError(
+            f"loss_recovered: ablation leaves the cross-entropy at {ce_clean}; the share is undefined."
+        )
     return (ce_ablated - ce_spliced) / (ce_ablated - ce_clean)
 
 
@@ -317,7 +328,9 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 def _check_width(where: str, matrix: Tensor, sources: Sequence[Source]) -> None:
     if matrix.shape[1] != width(sources):
         widths = ", ".join(f"{source.name}: {source.d_model}" for source in sources)
-        raise ValueError(f"{where}: got {matrix.shape[1]} columns, but the sources have {width(sources)} ({widths}).")
+        raise ValueError(
+            f"{where}: got {matrix.shape[1]} columns, but the sources have {width(sources)} ({widths})."
+        )
 
 
 def _are_two_equal(sources: Sequence[Source]) -> bool:

@@ -62,7 +62,9 @@ class Source:
         unknown = sorted(set(data) - set(known))
         missing = sorted({"name", "d_model"} - set(data))
         if unknown or missing:
-            raise ValueError(f"Source: unknown keys {unknown}, missing keys {missing}; known keys are {known}.")
+            raise ValueError(
+                f"Source: unknown keys {unknown}, missing keys {missing}; known keys are {known}."
+            )
         return cls(**data)
 
 

@@ -1,0 +1,134 @@
+"""What an activation function is: a frozen spec that builds a module.
+
+A new one is one file: a frozen dataclass deriving from `ActivationFn` with a `kind`, and the `ActivationModule`
+that it builds. `crosscoders.testing.check_activation_fn` checks it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscoders.kernels.sparse_latents import SparseLatents
+
+_registry: dict[str, type["ActivationFn"]] = {}
+
+
+class ActivationModule(nn.Module):
+    """Turns pre-activations into latents; holds what is learned or tracked.
+
+    Train and eval mode may differ (BatchTopK); in eval mode a token's latents depend on that token only.
+    """
+
+    needs_calibration: bool = False
+
+    def forward(
+        self, pre_acts: Float[Tensor, "batch latent"], selection_scale: Float[Tensor, " latent"]
+    ) -> Float[Tensor, "batch latent"] | SparseLatents:
+        """Latents of each token.
+
+        Args:
+            pre_acts: Pre-activations.
+            selection_scale: Summed decoder norm of each latent, by which top-k families rank; carries no
+                gradient. Others ignore it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
+
+    @property
+    def expected_l0(self) -> float | None:
+        """Latents per token that the function aims at now, or None if it sets no number."""
+        return None
+
+    def set_progress(self, fraction: float) -> None:
+        """Told before each training step how much of the run has passed; must depend on nothing else."""
+
+    def calibration_score(
+        self, pre_acts: Float[Tensor, "batch latent"], selection_scale: Float[Tensor, " latent"]
+    ) -> Float[Tensor, ""]:
+        """Statistic of one batch that `calibrate` averages; only if `needs_calibration`."""
+        raise NotImplementedError(f"{type(self).__name__} needs no calibration.")
+
+    def calibrate(self, scores: Float[Tensor, " batch"]) -> None:
+        """Fix the inference rule from the scores of several batches, after training with frozen weights."""
+        raise NotImplementedError(f"{type(self).__name__} needs no calibration.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationFn(ABC):
+    """Spec of an activation function: hashable, printable, JSON-ready, and able to build its module."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        kind = cls.__dict__.get("kind")
+        if kind is None:
+            return
+        known = _registry.get(kind)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"ActivationFn: kind {kind!r} of {cls.__module__}.{cls.__qualname__} is taken by "
+                f"{known.__module__}.{known.__qualname__}; choose another."
+            )
+        _registry[kind] = cls
+
+    @abstractmethod
+    def build(self, n_latents: int) -> ActivationModule:
+        """Make the module for this many latents."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and the parameters, JSON-ready; `activation_fn_from_dict` inverts it."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
+    """Rebuild a spec from `ActivationFn.to_dict`.
+
+    Args:
+        data: The kind and every parameter.
+
+    Returns:
+        The spec.
+
+    Raises:
+        ValueError: Unknown kind, or unknown or missing parameters.
+    """
+    kind = data.get("kind")
+    if kind not in _registry:
+        raise ValueError(
+            f"activation_fn: unknown kind {kind!r}; known kinds are {sorted(_registry)}. "
+            "If it is your own, import the module that defines it first."
+        )
+    cls = _registry[kind]
+    given, known = set(data) - {"kind"}, {field.name for field in fields(cls)}
+    if given != known:
+        raise ValueError(
+            f"activation_fn {kind!r}: unknown keys {sorted(given - known)}, missing keys {sorted(known - given)}; "
+            f"it has {sorted(known)}."
+        )
+    return cls(**{key: value for key, value in data.items() if key != "kind"})
+
+
+def check_k(kind: str, *, k: int, n_latents: int, k_initial: int | None) -> None:
+    """Raise ValueError unless the `k` of a top-k family fits the number of latents."""
+    for name, value in (("k", k), ("k_initial", k_initial)):
+        if value is not None and value > n_latents:
+            raise ValueError(f"{kind} keeps {name}={value} latents but the crosscoder has only {n_latents}.")
+
+
+def check_k_schedule(kind: str, *, k: int, k_initial: int | None, anneal_fraction: float) -> None:
+    """Raise ValueError unless `k` and its annealing are usable numbers."""
+    if k < 1 or (k_initial is not None and k_initial < 1):
+        raise ValueError(f"{kind}: k and k_initial must be at least 1, got k={k}, k_initial={k_initial}.")
+    if not 0.0 < anneal_fraction <= 1.0:
+        raise ValueError(f"{kind}: anneal_fraction must be in (0, 1], got {anneal_fraction}.")
+
+
+def annealed_k(fraction: float, *, k: int, k_initial: int | None, anneal_fraction: float) -> int:
+    """`k` at this fraction of the run: linear from `k_initial` to `k` over `anneal_fraction`, then constant."""
+    if k_initial is None or fraction >= anneal_fraction:
+        return k
+    return round(k_initial + (k - k_initial) * fraction / anneal_fraction)

@@ -1,0 +1,60 @@
+"""TopK: a fixed number of latents for each token."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from crosscoders.activation_fns.base import (
+    ActivationFn,
+    ActivationModule,
+    annealed_k,
+    check_k,
+    check_k_schedule,
+)
+from crosscoders.kernels.dispatch import row_topk_indices
+from crosscoders.kernels.sparse_latents import SparseLatents
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TopK(ActivationFn):
+    """Keep the `k` latents with the largest scaled pre-activation for each token (Gao et al. 2406.04093).
+
+    Args:
+        k: Latents per token; fewer where fewer pre-activations are positive.
+        k_initial: Start of a linear annealing to `k`; None for none.
+        anneal_fraction: Part of the run over which `k` is annealed.
+    """
+
+    kind: ClassVar[str] = "topk"
+    k: int
+    k_initial: int | None = None
+    anneal_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_k_schedule("TopK", k=self.k, k_initial=self.k_initial, anneal_fraction=self.anneal_fraction)
+
+    def build(self, n_latents: int) -> ActivationModule:
+        """Make the module; raises ValueError if `k` exceeds `n_latents`."""
+        check_k("TopK", k=self.k, n_latents=n_latents, k_initial=self.k_initial)
+        return _TopK(self)
+
+
+class _TopK(ActivationModule):
+    def __init__(self, spec: TopK) -> None:
+        super().__init__()
+        self.spec = spec
+        self.k = spec.k
+
+    @property
+    def expected_l0(self) -> float:
+        return float(self.k)
+
+    def set_progress(self, fraction: float) -> None:
+        spec = self.spec
+        self.k = annealed_k(fraction, k=spec.k, k_initial=spec.k_initial, anneal_fraction=spec.anneal_fraction)
+
+    def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
+        kept = row_topk_indices(pre_acts.detach() * selection_scale, self.k)
+        return SparseLatents.gather(pre_acts, kept)

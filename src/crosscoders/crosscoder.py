@@ -1,0 +1,410 @@
+"""The crosscoder: encoder and decoder over the flat width, with the per-source scale inside."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosscoders._typing import typed
+from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
+from crosscoders.artifact import check_tensors, read_artifact, write_artifact
+from crosscoders.errors import CheckpointError
+from crosscoders.kernels.dispatch import decode
+from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.metrics import decoder_norms
+from crosscoders.sources import Source, check_sources, column_slices, scale_vector, source_index, width
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CrosscoderConfig:
+    """Everything that fixes a crosscoder except its weights.
+
+    Args:
+        sources: What it reads and writes, in the order of the columns, each with its scale.
+        n_latents: Number of latents.
+        activation_fn: How pre-activations become latents.
+        decoder_init_norm: Norm of each latent's decoder vector in each source at the start.
+        is_folded: Whether the weights already contain the scales, so that they read raw activations.
+    """
+
+    sources: tuple[Source, ...]
+    n_latents: int
+    activation_fn: ActivationFn
+    decoder_init_norm: float = 0.08
+    is_folded: bool = False
+
+    def __post_init__(self) -> None:
+        check_sources(self.sources)
+        if self.n_latents < 1:
+            raise ValueError(f"CrosscoderConfig: n_latents must be at least 1, got {self.n_latents}.")
+        if not self.decoder_init_norm > 0:
+            raise ValueError(
+                f"CrosscoderConfig: decoder_init_norm must be positive, got {self.decoder_init_norm}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as a JSON-ready dict; `from_dict` inverts it."""
+        return {
+            "sources": [source.to_dict() for source in self.sources],
+            "n_latents": self.n_latents,
+            "activation_fn": self.activation_fn.to_dict(),
+            "decoder_init_norm": self.decoder_init_norm,
+            "is_folded": self.is_folded,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "CrosscoderConfig":
+        """Rebuild a config from `to_dict`.
+
+        Args:
+            data: One entry per field.
+
+        Raises:
+            ValueError: A key is unknown or missing, here or in a part.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(data) != known:
+            raise ValueError(
+                f"CrosscoderConfig: unknown keys {sorted(set(data) - known)}, missing keys "
+                f"{sorted(known - set(data))}; the keys are {sorted(known)}."
+            )
+        return cls(
+            **{
+                **data,
+                "sources": tuple(Source.from_dict(source) for source in data["sources"]),
+                "activation_fn": activation_fn_from_dict(data["activation_fn"]),
+            }
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CrosscoderOutput:
+    """One forward pass, in normalized space: what losses see.
+
+    Args:
+        inputs: Activations times scale.
+        reconstruction: Their reconstruction, times scale.
+        latents: Dense or sparse latents.
+        pre_acts: Pre-activations of every latent.
+    """
+
+    inputs: Float[Tensor, "batch width"]
+    reconstruction: Float[Tensor, "batch width"]
+    latents: Float[Tensor, "batch latent"] | SparseLatents
+    pre_acts: Float[Tensor, "batch latent"]
+
+
+@final
+class Crosscoder(nn.Module):
+    """A sparse dictionary over the activations of several sources, one decoder vector per latent and source.
+
+    pre = W_enc (scale * x) + b_enc; latents = activation(pre); x_hat = (W_dec^T latents + b_dec) / scale.
+    Public methods take and give raw activations, in any floating dtype; the scale of each source stays inside.
+    Each latent's decoder starts as an independent random direction in each source, W_enc as a copy of W_dec.
+
+    Args:
+        config: Sources, number of latents and activation function.
+        generator: Source of the initial directions; None for a new generator with seed 0.
+
+    Example:
+        >>> import torch
+        >>> from crosscoders.activation_fns import TopK
+        >>> from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
+        >>> from crosscoders.sources import Source
+        >>> sources = (Source(name="base", d_model=4), Source(name="distilled", d_model=4))
+        >>> config = CrosscoderConfig(sources=sources, n_latents=16, activation_fn=TopK(k=2))
+        >>> Crosscoder(config).reconstruct(torch.ones(3, 8)).shape
+        torch.Size([3, 8])
+    """
+
+    selection_weight: Tensor
+
+    def __init__(self, config: CrosscoderConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        directions = _initial_directions(config, generator or torch.Generator().manual_seed(0))
+        self.W_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
+        self.W_dec = nn.Parameter(directions)
+        self.b_dec = nn.Parameter(torch.zeros(self.width))
+        # Read only by a folded crosscoder; before that the norms are summed afresh.
+        self.register_buffer("selection_weight", torch.zeros(config.n_latents))
+        self.activation = config.activation_fn.build(config.n_latents)
+        self._scale: Tensor | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Sources in the order of their columns."""
+        return self.config.sources
+
+    @property
+    def width(self) -> int:
+        """Number of columns over all sources."""
+        return width(self.config.sources)
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents."""
+        return self.config.n_latents
+
+    @typed
+    def normalize(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Scale raw activations source by source, in the dtype of the weights."""
+        return self._checked(x_raw, "normalize") * self._scale_row()
+
+    @typed
+    def denormalize(self, x_norm: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Undo `normalize`."""
+        return self._checked(x_norm, "denormalize") / self._scale_row()
+
+    @typed
+    def pre_activations(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch latent"]:
+        """Pre-activations of raw activations; folding does not change them."""
+        x = self._checked(x_raw, "pre_activations")
+        return self._pre_activations(x if self.config.is_folded else x * self._scale_row())
+
+    @typed
+    def encode(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch latent"] | SparseLatents:
+        """Latents of raw activations, in the form that the activation function gives.
+
+        Args:
+            x_raw: Raw activations of all sources.
+
+        Returns:
+            Dense or sparse latents; `.to_dense()` of the sparse ones gives the dense form.
+
+        Raises:
+            ValueError: Wrong width, or BatchTopK in eval mode without a threshold.
+        """
+        return self.activation(self.pre_activations(x_raw), self.selection_scale())
+
+    @typed
+    def decode(self, latents: Float[Tensor, "batch latent"] | SparseLatents) -> Float[Tensor, "batch width"]:
+        """Raw reconstruction from dense or sparse latents."""
+        stored = decode(latents, self.W_dec) + self.b_dec
+        return stored if self.config.is_folded else stored / self._scale_row()
+
+    @typed
+    def reconstruct(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """`decode(encode(x_raw))`."""
+        return self.decode(self.encode(x_raw))
+
+    @typed
+    def forward(self, x_raw: Float[Tensor, "batch width"]) -> CrosscoderOutput:
+        """One pass with everything that losses need, in normalized space.
+
+        Args:
+            x_raw: Raw activations of all sources.
+
+        Returns:
+            Normalized inputs and reconstruction, latents and pre-activations.
+        """
+        x = self._checked(x_raw, "forward")
+        inputs = x * self._scale_row()
+        pre_acts = self._pre_activations(x if self.config.is_folded else inputs)
+        latents = self.activation(pre_acts, self.selection_scale())
+        stored = decode(latents, self.W_dec) + self.b_dec
+        reconstruction = stored * self._scale_row() if self.config.is_folded else stored
+        return CrosscoderOutput(inputs, reconstruction, latents, pre_acts)
+
+    @typed
+    def selection_scale(self) -> Float[Tensor, " latent"]:
+        """Factor by which top-k families rank: the sum of decoder norms in normalized space, without gradient.
+
+        A folded crosscoder uses the stored `selection_weight`: norms summed after folding would rank otherwise.
+        """
+        if self.config.is_folded:
+            return self.selection_weight
+        return decoder_norms(self.W_dec.detach(), self.sources).sum(dim=1)
+
+    @typed
+    def decoder_norms(
+        self, *, p: int = 2, space: Literal["normalized", "raw"] = "normalized"
+    ) -> Float[Tensor, "latent source"]:
+        """Norm of each latent's decoder vector in each source; gradients reach `W_dec`.
+
+        Args:
+            p: 1 or 2.
+            space: "normalized": comparable across sources; "raw": in the units of each model's activations.
+
+        Returns:
+            One norm per latent and source.
+        """
+        rows = self.W_dec
+        if space == "raw" and not self.config.is_folded:
+            rows = rows / self._scale_row()
+        if space == "normalized" and self.config.is_folded:
+            rows = rows * self._scale_row()
+        return decoder_norms(rows, self.sources, p=p)
+
+    @typed
+    def decoder(self, source: str) -> Float[Tensor, "latent d_model"]:
+        """The stored decoder rows of one source (normalized space, or raw if folded)."""
+        return self.W_dec[:, self._columns(source)]
+
+    @typed
+    def encoder(self, source: str) -> Float[Tensor, "latent d_model"]:
+        """The stored encoder rows of one source (normalized space, or raw if folded)."""
+        return self.W_enc[:, self._columns(source)]
+
+    @typed
+    def steering_direction(self, latent: int, source: str) -> Float[Tensor, " d_model"]:
+        """What one unit of a latent adds to a source's raw activation.
+
+        Args:
+            latent: Index of the latent.
+            source: Name of the source.
+
+        Returns:
+            The decoder vector in raw space, detached, not normalized to unit length.
+
+        Raises:
+            ValueError: No such latent or source.
+        """
+        if not 0 <= latent < self.n_latents:
+            raise ValueError(
+                f"Crosscoder.steering_direction: latent {latent} is outside 0..{self.n_latents - 1}."
+            )
+        vector = self.decoder(source)[latent].detach()
+        scale = self.sources[source_index(self.sources, source)].scale
+        return vector.clone() if self.config.is_folded else vector / scale
+
+    @typed
+    def fold(self) -> "Crosscoder":
+        """A new crosscoder whose weights contain the scales; latents and raw reconstructions are the same.
+
+        The selection weight of normalized space is stored, so that top-k families select the same latents.
+        """
+        return self if self.config.is_folded else self._rescaled(self._scale_row(), is_folded=True)
+
+    @typed
+    def unfold(self) -> "Crosscoder":
+        """A new crosscoder whose weights live in normalized space again; inverts `fold`."""
+        return self._rescaled(1 / self._scale_row(), is_folded=False) if self.config.is_folded else self
+
+    @typed
+    def set_scale(self, sources: Sequence[Source]) -> None:
+        """Replace the scales of the sources, for instance by those that a buffer estimated.
+
+        Args:
+            sources: The same sources, by name and width, with the new scales.
+
+        Raises:
+            ValueError: The sources differ in name, order or width, or the crosscoder is folded.
+        """
+        old, new = ([(s.name, s.d_model) for s in group] for group in (self.sources, sources))
+        if old != new:
+            raise ValueError(f"Crosscoder.set_scale: expected sources {old} (name, d_model), got {new}.")
+        if self.config.is_folded:
+            raise ValueError("Crosscoder.set_scale: the scales are folded into the weights; call unfold() first.")
+        self.config = dataclasses.replace(self.config, sources=tuple(sources))
+        self._scale = None
+
+    @typed
+    @torch.no_grad()
+    def initialize_bias(self, x_raw: Float[Tensor, "batch width"]) -> None:
+        """Set `b_dec` to the mean of these activations, so that latents explain what varies.
+
+        Args:
+            x_raw: Raw activations; their mean is taken in float64.
+
+        Raises:
+            ValueError: No rows, wrong width or non-finite values.
+        """
+        mean = self._checked(x_raw, "initialize_bias").mean(dim=0, dtype=torch.float64)
+        if not bool(mean.isfinite().all()):
+            raise ValueError(
+                f"Crosscoder.initialize_bias: the mean of {x_raw.shape[0]} rows is not finite; expected at least "
+                "one row, without NaN or infinity."
+            )
+        self.b_dec.copy_(mean if self.config.is_folded else mean * self._scale_row())
+
+    @typed
+    def save_pretrained(
+        self, path: Path | str, *, training_summary: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors` with checksums, all or nothing.
+
+        Args:
+            path: Folder to write; replaced only if this library wrote it.
+            training_summary: JSON-ready facts to keep with the weights.
+
+        Raises:
+            FileExistsError: `path` holds something else.
+            OSError: Writing failed; an older artifact under `path` is untouched.
+        """
+        tensors = {**self.state_dict(), "selection_weight": self.selection_scale()}
+        write_artifact(path, config=self.config.to_dict(), tensors=tensors, training_summary=training_summary)
+
+    @classmethod
+    @typed
+    def from_pretrained(cls, path: Path | str) -> "Crosscoder":
+        """Read a folder that `save_pretrained` wrote; the crosscoder comes in eval mode.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            CheckpointError: A byte changed, a file or key is missing or unknown, or the format is another.
+        """
+        content, tensors = read_artifact(path)
+        try:
+            crosscoder = cls(CrosscoderConfig.from_dict(content["crosscoder"]))
+        except (ValueError, TypeError) as err:
+            raise CheckpointError(f"{path}: config.json describes no crosscoder that can be built: {err}") from err
+        check_tensors(path, expected=crosscoder.state_dict(), got=tensors)
+        crosscoder.to(tensors["W_enc"].dtype).load_state_dict(tensors, strict=True)
+        return crosscoder.eval()
+
+    def _columns(self, source: str) -> slice:
+        source_index(self.sources, source)
+        return column_slices(self.sources)[source]
+
+    def _pre_activations(self, x: Tensor) -> Tensor:
+        # Under autocast the product is bfloat16; everything after it is not.
+        return F.linear(x, self.W_enc, self.b_enc).to(self.W_enc.dtype)
+
+    def _scale_row(self) -> Tensor:
+        weight = self.W_enc
+        if self._scale is None or self._scale.dtype != weight.dtype or self._scale.device != weight.device:
+            self._scale = scale_vector(self.sources, dtype=weight.dtype, device=weight.device)
+        return self._scale
+
+    def _checked(self, x: Tensor, method: str) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.width:
+            widths = ", ".join(f"{source.name}: {source.d_model}" for source in self.sources)
+            raise ValueError(
+                f"Crosscoder.{method}: activations have shape {tuple(x.shape)}, but this crosscoder reads "
+                f"[batch, {self.width}] ({widths})."
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"Crosscoder.{method}: activations must be floating point, got {x.dtype}; token ids are not activations."
+            )
+        return x.to(self.W_enc.dtype)
+
+    @torch.no_grad()
+    def _rescaled(self, factor: Tensor, *, is_folded: bool) -> "Crosscoder":
+        other = Crosscoder(dataclasses.replace(self.config, is_folded=is_folded)).to(self.W_enc)
+        other.load_state_dict(self.state_dict(), strict=True)
+        other.W_enc.mul_(factor)
+        other.W_dec.div_(factor)
+        other.b_dec.div_(factor)
+        other.selection_weight.copy_(self.selection_scale())
+        return other.train(self.training)
+
+
+def _initial_directions(config: CrosscoderConfig, generator: torch.Generator) -> Tensor:
+    parts = []
+    for source in config.sources:
+        part = torch.randn(config.n_latents, source.d_model, generator=generator)
+        parts.append(part * (config.decoder_init_norm / torch.linalg.vector_norm(part, dim=1, keepdim=True)))
+    return torch.cat(parts, dim=1)
