@@ -1,0 +1,67 @@
+"""Sparse crosscoders that say what distillation changed between two language models."""
+
+import crosscoders.kernels as kernels
+import crosscoders.losses as losses
+import crosscoders.metrics as metrics
+import crosscoders.models as models
+from crosscoders._version import __version__
+from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK
+from crosscoders.buffer import ActivationBuffer
+from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
+from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
+from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.kernels import SparseLatents
+from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
+from crosscoders.losses import (
+    AuxK,
+    DecoderNormL1,
+    JumpReLUL0,
+    LossBreakdown,
+    LossContext,
+    LossTerm,
+    PreActivation,
+    Reconstruction,
+    TanhSparsity,
+)
+from crosscoders.models import LanguageModel, load_model
+from crosscoders.sources import Source, scale_from_mean_norm
+
+__all__ = [
+    "ActivationBuffer",
+    "ActivationFn",
+    "AdapterMismatchError",
+    "AuxK",
+    "BatchTopK",
+    "CheckpointError",
+    "Crosscoder",
+    "CrosscoderConfig",
+    "CrosscoderOutput",
+    "CrosscodersError",
+    "DecoderNormL1",
+    "JumpReLU",
+    "JumpReLUL0",
+    "KernelUnavailableError",
+    "LanguageModel",
+    "LatentTable",
+    "LossBreakdown",
+    "LossContext",
+    "LossTerm",
+    "ModelSources",
+    "PreActivation",
+    "ReLU",
+    "Reconstruction",
+    "Source",
+    "SparseLatents",
+    "TanhSparsity",
+    "TokenBatch",
+    "TopK",
+    "__version__",
+    "kernels",
+    "load_model",
+    "load_sources",
+    "losses",
+    "metrics",
+    "models",
+    "scale_from_mean_norm",
+    "tabulate_latents",
+]

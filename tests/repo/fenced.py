@@ -1,6 +1,7 @@
-"""Finds fenced Python blocks in pages and docstrings, and runs them."""
+"""Finds Python code in pages and docstrings, and runs it."""
 
 import ast
+import doctest
 import inspect
 import re
 from dataclasses import dataclass
@@ -70,15 +71,25 @@ def markdown_pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def docstrings_with_blocks(trees: dict[str, ast.Module]) -> dict[str, str]:
-    """Docstrings that hold a fence, by the dotted name of what they document."""
+def run_prompts(text: str, *, name: str) -> int:
+    """Run the `>>>` examples of one docstring, compare what they print, and return how many there were."""
+    test = doctest.DocTestParser().get_doctest(text, {"__name__": "__page__"}, name, name, 0)
+    output: list[str] = []
+    result = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test, out=output.append)
+    if result.failed:
+        raise AssertionError("".join(output))
+    return result.attempted
+
+
+def docstrings_with_code(trees: dict[str, ast.Module]) -> dict[str, str]:
+    """Docstrings that hold a fence or a `>>>` prompt, by the dotted name of what they document."""
     found: dict[str, str] = {}
 
     def visit(node: ast.AST, name: str) -> None:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             name = name if isinstance(node, ast.Module) else f"{name}.{node.name}"
             text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
-            if "```" in text or "~~~" in text:
+            if any(mark in text for mark in ("```", "~~~", ">>> ")):
                 found[name] = text
         for child in ast.iter_child_nodes(node):
             visit(child, name)

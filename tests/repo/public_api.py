@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+_PACKAGES = re.compile(r"\b(jaxtyping|torch|collections\.abc|typing|pathlib|crosscoders(\.\w+)*)\.")
 NAMESPACES = ["", "activation_fns", "models", "kernels", "training", "testing", "metrics", "losses"]
 
 

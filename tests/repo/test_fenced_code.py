@@ -1,14 +1,15 @@
-"""Every fenced Python block in the README, the docs and the docstrings runs."""
+"""Every fenced Python block in the README, the docs and the docstrings runs, and every `>>>` example."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.repo.fenced import docstrings_with_blocks, fenced_blocks, markdown_pages, run_page
+from tests.repo.fenced import docstrings_with_code, fenced_blocks, markdown_pages, run_page, run_prompts
 from tests.repo.source_tree import ROOT, read_modules
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in markdown_pages()}
-TEXTS = {**PAGES, **docstrings_with_blocks(read_modules())}
+DOCSTRINGS = docstrings_with_code(read_modules())
+TEXTS = {**PAGES, **DOCSTRINGS}
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
@@ -16,6 +17,20 @@ def test_fenced_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     """The blocks of one page share a namespace and run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     assert run_page(fenced_blocks(TEXTS[name]), name=name) >= 0
+
+
+@pytest.mark.parametrize("name", sorted(name for name, text in DOCSTRINGS.items() if ">>> " in text))
+def test_docstring_examples_print_what_they_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_prompts(DOCSTRINGS[name], name=name) > 0
+
+
+def test_a_wrong_example_fails() -> None:
+    assert run_prompts(">>> 1 + 1\n2\n", name="right") == 1
+    with pytest.raises(AssertionError, match="Expected"):
+        run_prompts(">>> 1 + 1\n3\n", name="wrong")
 
 
 def test_the_readme_shows_code_that_runs() -> None:

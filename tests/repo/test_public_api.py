@@ -1,4 +1,7 @@
-"""The public surface is what tests/public_api.txt says; `--write` renews the file, and the changelog says why."""
+"""The public surface is what tests/public_api.txt says.
+
+After a change that is meant: `python tests/repo/test_public_api.py --write`, and a line in CHANGELOG.md.
+"""
 
 import inspect
 import json
@@ -10,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `--write`, which runs without pytest
 
+import crosscoders as cc
 from tests.repo.public_api import api_lines, is_typed, public_callables, public_modules
 
 SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
@@ -26,8 +30,6 @@ def json_keys(value: object, *, prefix: str = "") -> list[str]:
 
 def artifact_lines() -> list[str]:
     """State-dict keys and config.json keys of one toy crosscoder per activation function."""
-    import crosscoders as cc
-
     sources = (cc.Source(name="base", d_model=3), cc.Source(name="distilled", d_model=3))
     lines: set[str] = set()
     for spec in (cc.ReLU(), cc.TopK(k=2), cc.BatchTopK(k=2), cc.JumpReLU()):
@@ -47,8 +49,8 @@ def snapshot() -> str:
 
 def test_public_surface_is_the_recorded_one() -> None:
     assert snapshot() == SNAPSHOT.read_text(encoding="utf-8"), (
-        "the public surface changed: run `python tests/repo/test_public_api.py --write`, read the difference, "
-        "and say it in CHANGELOG.md under Unreleased"
+        "the public surface changed: run `python tests/repo/test_public_api.py --write`, read the "
+        "difference, and say it in CHANGELOG.md under Unreleased"
     )
 
 
