@@ -60,6 +60,7 @@ class CrosscoderConfig:
         }
 
     @classmethod
+    @typed
     def from_dict(cls, data: Mapping[str, Any]) -> "CrosscoderConfig":
         """Rebuild a config from `to_dict`.
 
@@ -304,7 +305,9 @@ class Crosscoder(nn.Module):
         if old != new:
             raise ValueError(f"Crosscoder.set_scale: expected sources {old} (name, d_model), got {new}.")
         if self.config.is_folded:
-            raise ValueError("Crosscoder.set_scale: the scales are folded into the weights; call unfold() first.")
+            raise ValueError(
+                "Crosscoder.set_scale: the scales are folded into the weights; call unfold() first."
+            )
         self.config = dataclasses.replace(self.config, sources=tuple(sources))
         self._scale = None
 
@@ -328,9 +331,7 @@ class Crosscoder(nn.Module):
         self.b_dec.copy_(mean if self.config.is_folded else mean * self._scale_row())
 
     @typed
-    def save_pretrained(
-        self, path: Path | str, *, training_summary: Mapping[str, Any] | None = None
-    ) -> None:
+    def save_pretrained(self, path: Path | str, *, training_summary: Mapping[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` with checksums, all or nothing.
 
         Args:
@@ -359,7 +360,9 @@ class Crosscoder(nn.Module):
         try:
             crosscoder = cls(CrosscoderConfig.from_dict(content["crosscoder"]))
         except (ValueError, TypeError) as err:
-            raise CheckpointError(f"{path}: config.json describes no crosscoder that can be built: {err}") from err
+            raise CheckpointError(
+                f"{path}: config.json describes no crosscoder that can be built: {err}"
+            ) from err
         check_tensors(path, expected=crosscoder.state_dict(), got=tensors)
         crosscoder.to(tensors["W_enc"].dtype).load_state_dict(tensors, strict=True)
         return crosscoder.eval()

@@ -49,6 +49,7 @@ class Source:
         return asdict(self)
 
     @classmethod
+    @typed
     def from_dict(cls, data: dict[str, Any]) -> "Source":
         """Build a source from `to_dict`'s result.
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-_PACKAGES = re.compile(r"\b(jaxtyping|torch|collections\.abc|typing|pathlib|crosscoders(\.\w+)*)\.")
+_PACKAGES = re.compile(
+    r"\b(jaxtyping|torch|collections\.abc|typing|pathlib|_C|nn\.modules\.module|crosscoders(\.\w+)*)\."
+)
 NAMESPACES = ["", "activation_fns", "models", "kernels", "training", "testing", "metrics", "losses"]
 
 
@@ -50,6 +52,9 @@ def callable_of(member: Any) -> Callable[..., Any] | None:
 
 def class_lines(name: str, cls: type) -> Iterator[str]:
     """One line for the constructor, each public method, property and constant."""
+    if issubclass(cls, BaseException):
+        yield f"{name}: exception({', '.join(base.__name__ for base in cls.__bases__)})"
+        return
     abstract = " (abstract)" if inspect.isabstract(cls) else ""
     yield f"{name}: class{signature_of(cls)}{abstract}"
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
@@ -104,10 +109,18 @@ def public_callables() -> dict[str, Callable[..., Any]]:
 
 
 def is_typed(fn: Callable[..., Any]) -> bool:
-    """Whether `crosscoders._typing.typed` stands somewhere in the chain of wrappers."""
-    current: Any = fn
-    while current is not None:
-        if getattr(getattr(current, "__code__", None), "co_filename", "").endswith("crosscoders/_typing.py"):
-            return True
-        current = getattr(current, "__wrapped__", None)
-    return False
+    """Whether `@typed` stands above the definition; read from the source, which no import hook changes."""
+    decorators = inspect.getsource(inspect.unwrap(fn)).split("def ", 1)[0]
+    return re.search(r"^\s*@typed$", decorators, re.M) is not None
+
+
+def has_something_to_check(fn: Callable[..., Any]) -> bool:
+    """Whether a checker could ever object: there is an argument, or a result with a shape.
+
+    Generators are left out: the checker would see the context manager or iterator, not what it yields.
+    """
+    bare = inspect.unwrap(fn)
+    if getattr(bare, "__isabstractmethod__", False) or inspect.isgeneratorfunction(bare):
+        return False
+    arguments = [name for name in inspect.signature(bare).parameters if name not in {"self", "cls"}]
+    return bool(arguments) or "[Tensor," in signature_of(bare).split("->")[-1]

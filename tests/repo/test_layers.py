@@ -13,7 +13,7 @@ LAYERS: list[list[str]] = [
     ["errors < _typing < _version < _io"],
     ["sources < metrics", "kernels", "provenance"],
     ["activation_fns"],
-    ["artifact < crosscoder < losses", "models < harvest < buffer"],
+    ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
     ["evaluation", "reasoning < latents", "interventions < latents"],
     ["training"],
     ["zoo", "report"],

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
 
 _registry: dict[str, type["ActivationFn"]] = {}
@@ -84,6 +85,7 @@ class ActivationFn(ABC):
         return {"kind": self.kind, **asdict(self)}
 
 
+@typed
 def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
     """Rebuild a spec from `ActivationFn.to_dict`.
 

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from crosscoders._typing import typed
 from crosscoders.activation_fns.base import (
     ActivationFn,
     ActivationModule,
@@ -47,8 +48,11 @@ class BatchTopK(ActivationFn):
             "BatchTopK", k=self.k, k_initial=self.k_initial, anneal_fraction=self.anneal_fraction
         )
         if not 0.0 <= self.threshold_momentum < 1.0:
-            raise ValueError(f"BatchTopK: threshold_momentum must be in [0, 1), got {self.threshold_momentum}.")
+            raise ValueError(
+                f"BatchTopK: threshold_momentum must be in [0, 1), got {self.threshold_momentum}."
+            )
 
+    @typed
     def build(self, n_latents: int) -> ActivationModule:
         """Make the module; raises ValueError if `k` exceeds `n_latents`."""
         check_k("BatchTopK", k=self.k, n_latents=n_latents, k_initial=self.k_initial)
@@ -71,7 +75,9 @@ class _BatchTopK(ActivationModule):
 
     def set_progress(self, fraction: float) -> None:
         spec = self.spec
-        self.k = annealed_k(fraction, k=spec.k, k_initial=spec.k_initial, anneal_fraction=spec.anneal_fraction)
+        self.k = annealed_k(
+            fraction, k=spec.k, k_initial=spec.k_initial, anneal_fraction=spec.anneal_fraction
+        )
 
     def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
         scores = pre_acts.detach() * selection_scale

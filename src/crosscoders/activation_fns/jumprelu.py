@@ -44,6 +44,7 @@ class JumpReLU(ActivationFn):
                 "for unit-scale activations by multiplying it with sqrt(d_model)."
             )
 
+    @typed
     def build(self, n_latents: int) -> ActivationModule:
         """Make the module with one `log_threshold` per latent."""
         return _JumpReLU(self, n_latents)

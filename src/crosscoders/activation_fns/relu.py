@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from crosscoders._typing import typed
 from crosscoders.activation_fns.base import ActivationFn, ActivationModule
 
 
@@ -15,6 +16,7 @@ class ReLU(ActivationFn):
 
     kind: ClassVar[str] = "relu"
 
+    @typed
     def build(self, n_latents: int) -> ActivationModule:
         """Make the module; it has no state."""
         return _ReLU()

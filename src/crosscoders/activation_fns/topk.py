@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from crosscoders._typing import typed
 from crosscoders.activation_fns.base import (
     ActivationFn,
     ActivationModule,
@@ -35,6 +36,7 @@ class TopK(ActivationFn):
     def __post_init__(self) -> None:
         check_k_schedule("TopK", k=self.k, k_initial=self.k_initial, anneal_fraction=self.anneal_fraction)
 
+    @typed
     def build(self, n_latents: int) -> ActivationModule:
         """Make the module; raises ValueError if `k` exceeds `n_latents`."""
         check_k("TopK", k=self.k, n_latents=n_latents, k_initial=self.k_initial)
@@ -53,7 +55,9 @@ class _TopK(ActivationModule):
 
     def set_progress(self, fraction: float) -> None:
         spec = self.spec
-        self.k = annealed_k(fraction, k=spec.k, k_initial=spec.k_initial, anneal_fraction=spec.anneal_fraction)
+        self.k = annealed_k(
+            fraction, k=spec.k, k_initial=spec.k_initial, anneal_fraction=spec.anneal_fraction
+        )
 
     def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
         kept = row_topk_indices(pre_acts.detach() * selection_scale, self.k)
