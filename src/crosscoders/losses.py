@@ -19,6 +19,22 @@ from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.kernels.dispatch import auxk
 from crosscoders.kernels.sparse_latents import SparseLatents
 
+__all__ = [
+    "AuxK",
+    "DecoderNormL1",
+    "HasThreshold",
+    "JumpReLUL0",
+    "LossBreakdown",
+    "LossContext",
+    "LossTerm",
+    "PreActivation",
+    "Reconstruction",
+    "TanhSparsity",
+    "WeightedTerm",
+    "check_objective",
+    "compute_losses",
+]
+
 
 @runtime_checkable
 class HasThreshold(Protocol):
@@ -288,9 +304,7 @@ def compute_losses(
     """
     return LossBreakdown(
         {
-            term.name: WeightedTerm(
-                term.value(output, crosscoder, context), term.weight_at(context.progress)
-            )
+            term.name: WeightedTerm(term.value(output, crosscoder, context), term.weight_at(context.progress))
             for term in objective
         }
     )
@@ -306,7 +320,8 @@ def _threshold_of(crosscoder: Crosscoder, name: str) -> HasThreshold:
     activation = crosscoder.activation
     if not isinstance(activation, HasThreshold):
         raise ValueError(
-            f"loss term {name!r} reads thresholds, but {type(crosscoder.config.activation_fn).__name__} has none; "
+            f"loss term {name!r} reads thresholds, but {type(crosscoder.config.activation_fn).__name__} "
+            "has none; "
             "use it with JumpReLU."
         )
     return activation

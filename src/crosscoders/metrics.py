@@ -10,6 +10,20 @@ from torch import Tensor
 from crosscoders._typing import SupportsSparseLatents, typed
 from crosscoders.sources import Source, column_slices, width
 
+__all__ = [
+    "ExplainedVariance",
+    "auroc",
+    "cross_entropy",
+    "dead_fraction",
+    "decoder_cosine",
+    "decoder_norm_share",
+    "decoder_norms",
+    "kl_divergence",
+    "l0",
+    "loss_recovered",
+    "normalized_decoder_ratio",
+]
+
 
 @typed
 def decoder_norms(

@@ -11,12 +11,12 @@ PACKAGE = ROOT / "src" / "crosscoders"
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement; it is late inside a function and under `if TYPE_CHECKING:`."""
+    """One import statement and when it runs: "at import", "in a call" or "never" (`if TYPE_CHECKING:`)."""
 
     target: str
     names: tuple[str, ...]
     line: int
-    is_late: bool
+    runs: str
     is_relative: bool
 
 
@@ -32,21 +32,22 @@ def read_modules() -> dict[str, ast.Module]:
     return {module_name(path): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in paths}
 
 
-def _is_late(node: ast.AST) -> bool:
-    """Whether what stands inside this node runs after import, or never."""
-    if isinstance(node, ast.If):
-        return ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+def _when_runs(node: ast.AST, outer: str) -> str:
+    """When what stands inside this node runs."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+        return "never"
+    is_call = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    return "in a call" if is_call and outer != "never" else outer
 
 
-def imports_of(tree: ast.AST, *, is_late: bool = False) -> Iterator[Import]:
+def imports_of(tree: ast.AST, *, runs: str = "at import") -> Iterator[Import]:
     """All imports below a node."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name, (), node.lineno, is_late, False)
+                yield Import(alias.name, (), node.lineno, runs, False)
         elif isinstance(node, ast.ImportFrom):
             names = tuple(alias.name for alias in node.names)
-            yield Import(node.module or "", names, node.lineno, is_late, node.level > 0)
+            yield Import(node.module or "", names, node.lineno, runs, node.level > 0)
         else:
-            yield from imports_of(node, is_late=is_late or _is_late(node))
+            yield from imports_of(node, runs=_when_runs(node, runs))
