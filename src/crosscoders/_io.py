@@ -1,4 +1,4 @@
-"""Crash-safe writing: temporary name in the same folder, fsync, rename."""
+"""Crash-safe writing (temporary name, fsync, rename) and manifests that cover every byte."""
 
 import contextlib
 import hashlib
@@ -6,11 +6,19 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosscoders._version import __version__
+from crosscoders.errors import CheckpointError
+
 FORMAT_NAME = "crosscoders"
+FORMAT_VERSION = 1
+
+_DIGEST_KEY = "config_sha256"
+_HEADER = ("format", "format_version", "library_version")
+_ADVICE = "It is damaged or was edited; copy it again from its source or write it anew."
 
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -93,6 +101,104 @@ def atomic_directory(path: Path, *, marker: str = "config.json") -> Iterator[Pat
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _fsync(path.parent)
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says about a file: its SHA-256 and its length in bytes."""
+    return {"sha256": sha256_file(path), "bytes": Path(path).stat().st_size}
+
+
+def check_file(path: Path, entry: Mapping[str, Any]) -> None:
+    """Check a file against its manifest entry.
+
+    Raises:
+        CheckpointError: The file is missing, has another length, or any byte differs.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: listed in the folder's manifest but missing. {_ADVICE}")
+    n_bytes = path.stat().st_size
+    if n_bytes != entry["bytes"]:
+        raise CheckpointError(f"{path}: expected {entry['bytes']} bytes, got {n_bytes}. {_ADVICE}")
+    digest = sha256_file(path)
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path}: expected SHA-256 {entry['sha256']}, got {digest}. {_ADVICE}")
+
+
+def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that states its format and carries the SHA-256 of its own content.
+
+    Args:
+        path: File inside a folder that `atomic_directory` is filling.
+        content: JSON-ready entries besides the header.
+
+    Raises:
+        ValueError: `content` holds NaN or infinity.
+    """
+    header = dict(zip(_HEADER, (FORMAT_NAME, FORMAT_VERSION, __version__), strict=True))
+    whole = {**header, **content}
+    path.write_bytes(_encode({**whole, _DIGEST_KEY: _digest(whole)}))
+
+
+def read_manifest(path: Path, *, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Read what `write_manifest` wrote, refusing anything else.
+
+    Args:
+        path: The file.
+        keys: Exactly the entries that it must hold besides the header and its digest.
+
+    Raises:
+        CheckpointError: The file is missing, of another format or version, has unknown or missing keys, or
+            differs in any byte from what was written.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a folder that this library wrote.")
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+    except ValueError as err:
+        raise CheckpointError(f"{path}: not valid JSON ({err}). {_ADVICE}") from err
+    _check_format(path, content=content)
+    known = {*_HEADER, *keys, _DIGEST_KEY}
+    if set(content) != known:
+        raise CheckpointError(
+            f"{path}: unknown keys {sorted(set(content) - known)}, missing keys "
+            f"{sorted(known - set(content))}; the keys are {sorted(known)}. {_ADVICE}"
+        )
+    _check_unchanged(path, raw=raw, content=content)
+    return content
+
+
+def _check_format(path: Path, *, content: Any) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
+        raise CheckpointError(f'{path}: expected "format": "{FORMAT_NAME}"; this is another kind of file.')
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}; use the version of "
+            f"this library that wrote it ({content.get('library_version')!r}; this is {__version__!r})."
+        )
+
+
+def _check_unchanged(path: Path, *, raw: bytes, content: dict[str, Any]) -> None:
+    covered = {key: value for key, value in content.items() if key != _DIGEST_KEY}
+    try:
+        digest, encoded = _digest(covered), _encode(content)
+    except ValueError as err:
+        raise CheckpointError(f"{path}: holds a number that is not finite. {_ADVICE}") from err
+    if content[_DIGEST_KEY] != digest:
+        raise CheckpointError(f"{path}: expected SHA-256 {content[_DIGEST_KEY]}, got {digest}. {_ADVICE}")
+    # The digest covers the content; spacing and escapes are covered by writing the content again.
+    if encoded != raw:
+        raise CheckpointError(f"{path}: its bytes are not those that this content is written with. {_ADVICE}")
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode("ascii")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def _temporary_sibling(path: Path) -> Path:

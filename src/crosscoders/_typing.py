@@ -6,7 +6,6 @@ pointers of sparse latents.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -31,7 +30,7 @@ def typed(fn: Callable[P, R]) -> Callable[P, R]:
     Returns:
         The function with checked arguments and result.
     """
-    bare = inspect.unwrap(fn)
+    bare = _without_checker(fn)
     checked: Callable[P, R] | None = None
 
     @functools.wraps(bare)
@@ -44,6 +43,14 @@ def typed(fn: Callable[P, R]) -> Callable[P, R]:
         return checked(*args, **kwargs)
 
     return shell
+
+
+def _without_checker(fn: Callable[P, R]) -> Callable[P, R]:
+    """Strip the wrapper that jaxtyping's import hook adds, and no other: `torch.no_grad` must stay."""
+    bare: Any = fn
+    while hasattr(bare, "__wrapped__") and bare.__globals__.get("__name__", "").startswith("jaxtyping"):
+        bare = bare.__wrapped__
+    return bare
 
 
 @runtime_checkable

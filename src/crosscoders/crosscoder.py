@@ -18,7 +18,15 @@ from crosscoders.errors import CheckpointError
 from crosscoders.kernels.dispatch import decode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
-from crosscoders.sources import Source, check_sources, column_slices, scale_vector, source_index, width
+from crosscoders.sources import (
+    Source,
+    check_activations,
+    check_sources,
+    column_slices,
+    scale_vector,
+    source_index,
+    width,
+)
 
 
 @final
@@ -108,8 +116,8 @@ class Crosscoder(nn.Module):
     """A sparse dictionary over the activations of several sources, one decoder vector per latent and source.
 
     pre = W_enc (scale * x) + b_enc; latents = activation(pre); x_hat = (W_dec^T latents + b_dec) / scale.
-    Public methods take and give raw activations, in any floating dtype; the scale of each source stays inside.
-    Each latent's decoder starts as an independent random direction in each source, W_enc as a copy of W_dec.
+    Public methods take and give raw activations, in any floating dtype; the scale of each source stays
+    inside. Each latent's decoder starts as an independent random direction in each source, W_enc as its copy.
 
     Args:
         config: Sources, number of latents and activation function.
@@ -218,9 +226,9 @@ class Crosscoder(nn.Module):
 
     @typed
     def selection_scale(self) -> Float[Tensor, " latent"]:
-        """Factor by which top-k families rank: the sum of decoder norms in normalized space, without gradient.
+        """Factor by which top-k families rank: sum of decoder norms in normalized space, without gradient.
 
-        A folded crosscoder uses the stored `selection_weight`: norms summed after folding would rank otherwise.
+        A folded crosscoder uses the stored `selection_weight`: norms summed after folding rank otherwise.
         """
         if self.config.is_folded:
             return self.selection_weight
@@ -311,8 +319,8 @@ class Crosscoder(nn.Module):
         self.config = dataclasses.replace(self.config, sources=tuple(sources))
         self._scale = None
 
-    @typed
     @torch.no_grad()
+    @typed
     def initialize_bias(self, x_raw: Float[Tensor, "batch width"]) -> None:
         """Set `b_dec` to the mean of these activations, so that latents explain what varies.
 
@@ -325,8 +333,8 @@ class Crosscoder(nn.Module):
         mean = self._checked(x_raw, "initialize_bias").mean(dim=0, dtype=torch.float64)
         if not bool(mean.isfinite().all()):
             raise ValueError(
-                f"Crosscoder.initialize_bias: the mean of {x_raw.shape[0]} rows is not finite; expected at least "
-                "one row, without NaN or infinity."
+                f"Crosscoder.initialize_bias: the mean of {x_raw.shape[0]} rows is not finite; expected "
+                "at least one row, without NaN or infinity."
             )
         self.b_dec.copy_(mean if self.config.is_folded else mean * self._scale_row())
 
@@ -382,16 +390,7 @@ class Crosscoder(nn.Module):
         return self._scale
 
     def _checked(self, x: Tensor, method: str) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.width:
-            widths = ", ".join(f"{source.name}: {source.d_model}" for source in self.sources)
-            raise ValueError(
-                f"Crosscoder.{method}: activations have shape {tuple(x.shape)}, but this crosscoder reads "
-                f"[batch, {self.width}] ({widths})."
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"Crosscoder.{method}: activations must be floating point, got {x.dtype}; token ids are not activations."
-            )
+        check_activations(x, self.sources, where=f"Crosscoder.{method}")
         return x.to(self.W_enc.dtype)
 
     @torch.no_grad()

@@ -321,7 +321,6 @@ def _threshold_of(crosscoder: Crosscoder, name: str) -> HasThreshold:
     if not isinstance(activation, HasThreshold):
         raise ValueError(
             f"loss term {name!r} reads thresholds, but {type(crosscoder.config.activation_fn).__name__} "
-            "has none; "
-            "use it with JumpReLU."
+            "has none; use it with JumpReLU."
         )
     return activation

@@ -100,6 +100,31 @@ def width(sources: Sequence[Source]) -> int:
     return sum(source.d_model for source in sources)
 
 
+def check_activations(x: object, sources: Sequence[Source], *, where: str) -> Tensor:
+    """Give back `x` if it has the shape and a dtype of activations of these sources.
+
+    Args:
+        x: What came in.
+        sources: Sources in the order of their columns.
+        where: Start of the message.
+
+    Raises:
+        ValueError: Not a tensor, not floating point, or not `[batch, width]`.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{where}: activations must be a floating-point tensor, got {got}; token ids are no activations."
+        )
+    if x.ndim != 2 or x.shape[1] != width(sources):
+        widths = ", ".join(f"{source.name}: {source.d_model}" for source in sources)
+        raise ValueError(
+            f"{where}: activations have shape {tuple(x.shape)}, but these sources need "
+            f"[batch, {width(sources)}] ({widths})."
+        )
+    return x
+
+
 @typed
 def column_slices(sources: Sequence[Source]) -> dict[str, slice]:
     """Columns of the flat width that belong to each source, by name and in order.

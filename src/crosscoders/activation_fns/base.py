@@ -1,7 +1,7 @@
 """What an activation function is: a frozen spec that builds a module.
 
-A new one is one file: a frozen dataclass deriving from `ActivationFn` with a `kind`, and the `ActivationModule`
-that it builds. `crosscoders.testing.check_activation_fn` checks it.
+A new one is one file: a frozen dataclass deriving from `ActivationFn` with a `kind`, and the
+`ActivationModule` that it builds. `crosscoders.testing.check_activation_fn` checks it.
 """
 
 from abc import ABC, abstractmethod
@@ -108,8 +108,8 @@ def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
     given, known = set(data) - {"kind"}, {field.name for field in fields(cls)}
     if given != known:
         raise ValueError(
-            f"activation_fn {kind!r}: unknown keys {sorted(given - known)}, missing keys {sorted(known - given)}; "
-            f"it has {sorted(known)}."
+            f"activation_fn {kind!r}: unknown keys {sorted(given - known)}, missing keys "
+            f"{sorted(known - given)}; it has {sorted(known)}."
         )
     return cls(**{key: value for key, value in data.items() if key != "kind"})
 
@@ -130,7 +130,7 @@ def check_k_schedule(kind: str, *, k: int, k_initial: int | None, anneal_fractio
 
 
 def annealed_k(fraction: float, *, k: int, k_initial: int | None, anneal_fraction: float) -> int:
-    """`k` at this fraction of the run: linear from `k_initial` to `k` over `anneal_fraction`, then constant."""
+    """`k` at this part of the run: linear from `k_initial` over `anneal_fraction`, then constant."""
     if k_initial is None or fraction >= anneal_fraction:
         return k
     return round(k_initial + (k - k_initial) * fraction / anneal_fraction)

@@ -94,8 +94,9 @@ class _BatchTopK(ActivationModule):
         kept = batch_topk_indices(scores, self.spec.k)
         if kept.numel() == 0:
             raise ValueError(
-                f"BatchTopK: none of {pre_acts.shape[0]} calibration tokens has a positive pre-activation, so no "
-                "threshold exists; the crosscoder is dead (lower the learning rate or add AuxK)."
+                f"BatchTopK: none of {pre_acts.shape[0]} calibration tokens has a positive "
+                "pre-activation, so no threshold exists; the crosscoder is dead (lower the learning rate or "
+                "add AuxK)."
             )
         return scores.flatten()[kept].min()
 
@@ -115,7 +116,8 @@ class _BatchTopK(ActivationModule):
     def _known_threshold(self) -> Tensor:
         if bool(self.threshold < 0):
             raise ValueError(
-                "BatchTopK: eval mode needs a threshold and this crosscoder has none yet; train it (Trainer.fit), "
-                "call activation.calibrate, or use train mode, where latents depend on the whole batch."
+                "BatchTopK: eval mode needs a threshold and this crosscoder has none yet; train it "
+                "(Trainer.fit), call activation.calibrate, or use train mode, where latents depend on the "
+                "whole batch."
             )
         return self.threshold

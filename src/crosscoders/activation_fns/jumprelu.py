@@ -15,11 +15,11 @@ from crosscoders.activation_fns.base import ActivationFn, ActivationModule
 @final
 @dataclass(frozen=True, kw_only=True)
 class JumpReLU(ActivationFn):
-    """Keep a pre-activation where it exceeds its latent's learned threshold (Rajamanoharan et al. 2407.14435).
+    """Keep a pre-activation where it exceeds its latent's learned threshold.
 
-    A straight-through bandwidth belongs to a scale of activations: 2.0 suits sources scaled to mean norm
-    sqrt(d_model), as here (Conerly et al., January 2025 update); the 1e-3 of the original is for unit-scale
-    activations. The convention is stored with the number.
+    Rajamanoharan et al. 2407.14435. A straight-through bandwidth belongs to a scale of activations: 2.0
+    suits sources scaled to mean norm sqrt(d_model), as here (Conerly et al., January 2025 update); the 1e-3
+    of the original is for unit-scale activations. The convention is stored with the number.
 
     Args:
         bandwidth: Width of the window around the threshold in which the threshold receives gradient.
@@ -40,8 +40,8 @@ class JumpReLU(ActivationFn):
                 raise ValueError(f"JumpReLU: {name} must be finite and positive, got {value}.")
         if self.bandwidth_space != "normalized":
             raise ValueError(
-                f"JumpReLU: bandwidth_space must be 'normalized', got {self.bandwidth_space!r}; convert a bandwidth "
-                "for unit-scale activations by multiplying it with sqrt(d_model)."
+                f"JumpReLU: bandwidth_space must be 'normalized', got {self.bandwidth_space!r}; convert "
+                "a bandwidth for unit-scale activations by multiplying it with sqrt(d_model)."
             )
 
     @typed
@@ -67,7 +67,7 @@ class _JumpReLU(ActivationModule):
 def jump(
     pre_acts: Float[Tensor, "batch latent"], threshold: Float[Tensor, " latent"], *, bandwidth: float
 ) -> Float[Tensor, "batch latent"]:
-    """x * 1[x > t], with df/dx = 1[x > t] and df/dt ~ -(t / bandwidth) * 1[|x - t| < bandwidth / 2].
+    """Give x * 1[x > t], with df/dx = 1[x > t] and df/dt ~ -(t / bandwidth) * 1[|x - t| < bandwidth / 2].
 
     Args:
         pre_acts: Pre-activations x.
@@ -84,7 +84,7 @@ def jump(
 def step(
     pre_acts: Float[Tensor, "batch latent"], threshold: Float[Tensor, " latent"], *, bandwidth: float
 ) -> Float[Tensor, "batch latent"]:
-    """1[x > t], with no gradient to x and d/dt ~ -(1 / bandwidth) * 1[|x - t| < bandwidth / 2].
+    """Give 1[x > t], with no gradient to x and d/dt ~ -(1 / bandwidth) * 1[|x - t| < bandwidth / 2].
 
     Args:
         pre_acts: Pre-activations x.

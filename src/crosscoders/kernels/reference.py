@@ -29,7 +29,9 @@ def row_topk_mask(scores: Float[Tensor, "batch latent"], k: int) -> Bool[Tensor,
 
 @typed
 def batch_topk_mask(scores: Float[Tensor, "batch latent"], k: int) -> Bool[Tensor, "batch latent"]:
-    """Mark the `k * batch` largest positive scores of the whole batch (BatchTopK, Bussmann et al. 2412.06410).
+    """Mark the `k * batch` largest positive scores of the whole batch.
+
+    BatchTopK, Bussmann et al. 2412.06410.
 
     Args:
         scores: Scores to rank.

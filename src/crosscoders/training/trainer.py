@@ -1,0 +1,394 @@
+"""Training: a fixed loop with template methods to override, and callbacks that only observe."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from crosscoders._typing import typed
+from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
+from crosscoders.losses import LossBreakdown, LossContext, LossTerm, check_objective, compute_losses
+from crosscoders.training.batches import BatchStream, check_batch, count_tokens
+from crosscoders.training.calibration import BatchRing, calibrate
+from crosscoders.training.callbacks import Callback
+from crosscoders.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
+from crosscoders.training.config import TrainerConfig
+from crosscoders.training.observation import fired_mask, step_metrics, versions
+from crosscoders.training.report import StepReport
+from crosscoders.training.update import check_same, clip_gradients, set_learning_rate
+
+_MAX_DEAD_AFTER_TOKENS = 10_000_000
+
+# Settings that only observe: a resumed run may change them.
+_FREE_TO_CHANGE = ("log_every_steps", "evaluate_every_steps", "checkpoint_every_steps")
+
+
+class Trainer:
+    """Trains a crosscoder on any iterable of `[batch, width]` tensors of raw activations.
+
+    Override the template methods (`configure_optimizer`, `training_step`, `compute_losses`,
+    `after_optimizer_step`, `evaluate`) to change training; pass callbacks to observe it. No interval of
+    logging, evaluation or checkpoints changes a weight. After `fit` the crosscoder is in eval mode, with its
+    inference threshold, if it has one, calibrated on the last batches.
+
+    Args:
+        crosscoder: The crosscoder to train, in place.
+        objective: Loss terms with different names.
+        config: Numbers of the run.
+        callbacks: Observers.
+        evaluation: Called with the crosscoder in eval mode and without gradient; gives metrics by name.
+        checkpoint_dir: Folder of the run's checkpoints; needed if `config.checkpoint_every_steps` is set.
+
+    Example:
+        >>> import torch
+        >>> from crosscoders.activation_fns import BatchTopK
+        >>> from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
+        >>> from crosscoders.losses import AuxK, Reconstruction
+        >>> from crosscoders.sources import Source
+        >>> from crosscoders.training import Trainer, TrainerConfig
+        >>> sources = (Source(name="base", d_model=4), Source(name="distilled", d_model=4))
+        >>> config = CrosscoderConfig(sources=sources, n_latents=16, activation_fn=BatchTopK(k=2))
+        >>> trainer = Trainer(Crosscoder(config), [Reconstruction(), AuxK()], config=TrainerConfig(lr=1e-3))
+        >>> trainer.fit([torch.randn(32, 8) for _ in range(5)])
+        >>> trainer.step
+        5
+    """
+
+    def __init__(
+        self,
+        crosscoder: Crosscoder,
+        objective: Sequence[LossTerm],
+        *,
+        config: TrainerConfig,
+        callbacks: Sequence[Callback] = (),
+        evaluation: Callable[[Crosscoder], dict[str, float]] | None = None,
+        checkpoint_dir: Path | str | None = None,
+    ) -> None:
+        check_objective(objective)
+        if crosscoder.config.is_folded:
+            raise ValueError(
+                "Trainer: the crosscoder's scales are folded into its weights; train crosscoder.unfold()."
+            )
+        if config.checkpoint_every_steps and checkpoint_dir is None:
+            raise ValueError(
+                f"Trainer: checkpoint_every_steps={config.checkpoint_every_steps} needs checkpoint_dir."
+            )
+        self.crosscoder = crosscoder
+        self.objective = tuple(objective)
+        self.config = config
+        self.callbacks = tuple(callbacks)
+        self.evaluation = evaluation
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.step = 0
+        self.tokens_seen = 0
+        self.total_tokens: int | None = None
+        self.stop_reason: str | None = None
+        self.last_evaluation: dict[str, float] | None = None
+        self.tokens_since_fired = torch.zeros(
+            crosscoder.n_latents, dtype=torch.int64, device=crosscoder.W_enc.device
+        )
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._position: dict[str, Any] | None = None
+        self._ring = BatchRing(config.calibration_batches if crosscoder.activation.needs_calibration else 0)
+
+    def configure_optimizer(self) -> torch.optim.Optimizer:
+        """Make the optimizer. Protected API: override to change it or its groups; `super()` is not needed.
+
+        Each group's learning rate is the peak of its schedule.
+        """
+        fused = self.crosscoder.W_enc.device.type in ("cpu", "cuda")
+        return torch.optim.Adam(
+            self.crosscoder.parameters(), lr=self.config.lr, betas=self.config.betas, fused=fused
+        )
+
+    def compute_losses(self, output: CrosscoderOutput, context: LossContext) -> LossBreakdown:
+        """Losses of one step. Protected API: override for another objective; `super()` is not needed.
+
+        Args:
+            output: The forward pass of the batch; its normalized inputs are in it.
+            context: Progress, step and dead latents.
+
+        Returns:
+            The breakdown whose total is minimized and logged.
+        """
+        return compute_losses(self.objective, output, crosscoder=self.crosscoder, context=context)
+
+    def after_optimizer_step(self) -> None:
+        """Constrain weights after each update, without gradient. Protected API: `super()` is not needed."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data. Protected API: override to compute your own; `super()` keeps these.
+
+        Runs in eval mode without gradient and must not change a parameter.
+        """
+        return {} if self.evaluation is None else dict(self.evaluation(self.crosscoder))
+
+    def training_step(self, batch: Tensor) -> StepReport:
+        """One update. Protected API: override rarely, for work on gradients; `super()` first or last.
+
+        Args:
+            batch: Raw activations, checked and on the crosscoder's device.
+
+        Returns:
+            What happened.
+        """
+        optimizer, progress = self._ensure_optimizer(), self._progress(batch.shape[0])
+        learning_rate = set_learning_rate(optimizer, progress, config=self.config)
+        self.crosscoder.activation.set_progress(progress)
+        context = LossContext(progress=progress, step=self.step, dead_mask=self.dead_mask())
+        use_bfloat16 = self.config.precision == "bfloat16"
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=use_bfloat16):
+            output = self.crosscoder(batch)
+            losses = self.compute_losses(output, context)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        losses = losses.detach()
+        grad_norm = clip_gradients(self.crosscoder, self.config.max_grad_norm, step=self.step, losses=losses)
+        optimizer.step()
+        with torch.no_grad():
+            self.after_optimizer_step()
+        return self._report(output, losses=losses, grad_norm=grad_norm, learning_rate=learning_rate)
+
+    @final
+    @typed
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Train until the batches end, `total_tokens` are reached, or a stop is requested.
+
+        Args:
+            batches: `[batch, width]` tensors of raw activations; a sequence, or an iterable with `state_dict`
+                and `load_state_dict`, can be resumed.
+
+        Raises:
+            ValueError: The length of the run is not known, a batch cannot be trained on, there is none, or
+                the batches cannot be resumed.
+            RuntimeError: The gradient is not finite, or a callback changed a parameter.
+        """
+        try:
+            stream = self._open(batches)
+            self._emit("on_fit_start")
+            self._run(stream)
+            self._finish()
+            self._emit("on_fit_end")
+        except BaseException as error:
+            for callback in self.callbacks:
+                callback.on_exception(self, error)
+            raise
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after this step; the reason is kept in `stop_reason`."""
+        self.stop_reason = reason
+
+    def dead_mask(self) -> Tensor:
+        """True for each latent that has not fired in the last `dead_after_tokens` tokens."""
+        return self.tokens_since_fired >= self.dead_after_tokens
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """Tokens of silence after which a latent counts as dead."""
+        if self.config.dead_after_tokens is not None:
+            return self.config.dead_after_tokens
+        return min(_MAX_DEAD_AFTER_TOKENS, max(1, self._known_total() // 20))
+
+    def summary(self) -> dict[str, Any]:
+        """Facts about the run, JSON-ready, to be kept with the weights."""
+        return {
+            "config": self.config.to_dict(),
+            "objective": [repr(term) for term in self.objective],
+            "steps": self.step,
+            "tokens_seen": self.tokens_seen,
+            "total_tokens": self.total_tokens,
+            "stop_reason": self.stop_reason,
+            "evaluation": self.last_evaluation,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that the next step depends on, except the position in the data.
+
+        Protected API: override with `super()` first and add keys.
+        """
+        state = {
+            "crosscoder": self.crosscoder.state_dict(),
+            "crosscoder_config": self.crosscoder.config.to_dict(),
+            "optimizer": self._ensure_optimizer().state_dict(),
+            "tokens_since_fired": self.tokens_since_fired,
+            "calibration_batches": self._ring.batches,
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "total_tokens": self.total_tokens,
+            "run": self._identity(),
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
+        }
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave. Protected API: override with `super()` first.
+
+        Args:
+            state: State of a trainer with the same crosscoder config, objective and numbers; only the
+                logging, evaluation and checkpoint intervals may differ.
+
+        Raises:
+            ValueError: Something else differs.
+        """
+        check_same(
+            "crosscoder config", saved=state["crosscoder_config"], here=self.crosscoder.config.to_dict()
+        )
+        check_same("run", saved=state["run"], here=self._identity())
+        state = copy.deepcopy(state)
+        self.crosscoder.load_state_dict(state["crosscoder"], strict=True)
+        self._ensure_optimizer().load_state_dict(state["optimizer"])
+        self.tokens_since_fired.copy_(state["tokens_since_fired"])
+        self._ring.batches = [
+            batch.to(self.crosscoder.W_enc.device) for batch in state["calibration_batches"]
+        ]
+        self.step, self.tokens_seen = state["step"], state["tokens_seen"]
+        self.total_tokens = state["total_tokens"]
+        for callback in self.callbacks:
+            if type(callback).__name__ in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+
+    @typed
+    def resume(self, path: Path | str) -> None:
+        """Continue a run from a checkpoint; the next `fit` takes up its data where the checkpoint left them.
+
+        Args:
+            path: A checkpoint, or a folder of checkpoints, of which the newest is taken.
+
+        Raises:
+            CheckpointError: There is no checkpoint or it is damaged.
+            ValueError: It belongs to a run with other settings.
+        """
+        state = read_checkpoint(Path(path))
+        self.load_state_dict(state["trainer"])
+        self._position = state["batches"]
+
+    def _open(self, batches: Iterable[Tensor]) -> BatchStream:
+        total = self.config.total_tokens or count_tokens(batches)
+        if total is None:
+            raise ValueError(
+                f"Trainer.fit: a {type(batches).__name__} does not know how many tokens it holds, and "
+                "the schedules need to; set TrainerConfig(total_tokens=...)."
+            )
+        if self.total_tokens not in (None, total):
+            raise ValueError(
+                f"Trainer.fit: this run began with {self.total_tokens} tokens in all, these batches "
+                f"have {total}; pass the same data, or make a new Trainer."
+            )
+        if self._position is None and self.checkpoint_dir is not None and has_checkpoint(self.checkpoint_dir):
+            raise FileExistsError(
+                f"Trainer.fit: {self.checkpoint_dir} holds checkpoints of another run; call resume with "
+                "it, or choose an empty folder."
+            )
+        self.total_tokens, self.stop_reason = total, None
+        stream, self._position = BatchStream(batches, position=self._position), None
+        self._ensure_optimizer()
+        return stream
+
+    def _run(self, stream: BatchStream) -> None:
+        while self.stop_reason is None:
+            if self.tokens_seen >= self._known_total():
+                self.request_stop("total_tokens reached")
+                return
+            batch = stream.next_batch()
+            if batch is None:
+                self.request_stop("the batches ended")
+                return
+            batch = check_batch(batch, sources=self.crosscoder.sources, step=self.step)
+            batch = batch.to(self.crosscoder.W_enc.device)
+            self.crosscoder.train()
+            self._ring.add(batch)
+            report = self.training_step(batch)
+            self._emit("on_step_end", report)
+            if _is_due(self.step, self.config.evaluate_every_steps):
+                self._evaluate()
+            if _is_due(self.step, self.config.checkpoint_every_steps):
+                self._checkpoint(stream)
+
+    def _finish(self) -> None:
+        if self.step == 0:
+            raise ValueError(
+                "Trainer.fit: the batches gave nothing; expected at least one [batch, width] tensor."
+            )
+        self.crosscoder.activation.set_progress(1.0)
+        self.crosscoder.eval()
+        if self._ring.batches:
+            calibrate(self.crosscoder, self._ring.batches)
+        if type(self).evaluate is not Trainer.evaluate or self.evaluation is not None:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        result = self._guarded("evaluate", self.evaluate)
+        self.last_evaluation = result
+        self._emit("on_evaluate", result)
+
+    def _checkpoint(self, stream: BatchStream) -> None:
+        assert self.checkpoint_dir is not None
+        state = {"trainer": self.state_dict(), "batches": stream.position()}
+        path = write_checkpoint(self.checkpoint_dir, state, step=self.step)
+        self._emit("on_checkpoint", path)
+
+    def _emit(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            hook = getattr(callback, event)
+            self._guarded(f"{type(callback).__name__}.{event}", lambda hook=hook: hook(self, *args))
+
+    def _guarded(self, name: str, call: Callable[[], Any]) -> Any:
+        before = versions(self.crosscoder)
+        self.crosscoder.eval()
+        with torch.no_grad():
+            result = call()
+        if versions(self.crosscoder) != before:
+            raise RuntimeError(
+                f"Trainer: {name} changed a parameter or buffer at step {self.step}; it may only read. "
+                "To change training, override a template method of Trainer."
+            )
+        return result
+
+    def _ensure_optimizer(self) -> torch.optim.Optimizer:
+        if self._optimizer is None:
+            self._optimizer = self.configure_optimizer()
+            for group in self._optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        return self._optimizer
+
+    def _progress(self, n_tokens: int) -> float:
+        """Part of the run that has passed in the middle of a batch of this many tokens."""
+        return min(1.0, (self.tokens_seen + n_tokens / 2) / self._known_total())
+
+    def _known_total(self) -> int:
+        if self.total_tokens is None:
+            raise ValueError("Trainer: the length of the run is known only once fit has begun.")
+        return self.total_tokens
+
+    @torch.no_grad()
+    def _report(
+        self, output: CrosscoderOutput, *, losses: LossBreakdown, grad_norm: Tensor, learning_rate: float
+    ) -> StepReport:
+        n_tokens = output.inputs.shape[0]
+        self.step += 1
+        self.tokens_seen += n_tokens
+        self.tokens_since_fired.add_(n_tokens).masked_fill_(fired_mask(output.latents), 0)
+        report = StepReport(
+            step=self.step,
+            tokens_seen=self.tokens_seen,
+            n_tokens=n_tokens,
+            learning_rate=learning_rate,
+            losses=losses,
+            grad_norm=grad_norm,
+        )
+        if not _is_due(self.step, self.config.log_every_steps):
+            return report
+        extra = step_metrics(output, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
+        return dataclasses.replace(report, metrics={**report.scalars(), **extra})
+
+    def _identity(self) -> dict[str, Any]:
+        numbers = {key: value for key, value in self.config.to_dict().items() if key not in _FREE_TO_CHANGE}
+        return {**numbers, "objective": [repr(term) for term in self.objective]}
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
