@@ -25,6 +25,7 @@ from crosscoders.losses import (
 )
 from crosscoders.models import LanguageModel, load_model
 from crosscoders.sources import Source, scale_from_mean_norm
+from crosscoders.training import Callback, History, ProgressBar, StepReport, Trainer, TrainerConfig
 
 __all__ = [
     "ActivationBuffer",
@@ -32,12 +33,14 @@ __all__ = [
     "AdapterMismatchError",
     "AuxK",
     "BatchTopK",
+    "Callback",
     "CheckpointError",
     "Crosscoder",
     "CrosscoderConfig",
     "CrosscoderOutput",
     "CrosscodersError",
     "DecoderNormL1",
+    "History",
     "JumpReLU",
     "JumpReLUL0",
     "KernelUnavailableError",
@@ -48,13 +51,17 @@ __all__ = [
     "LossTerm",
     "ModelSources",
     "PreActivation",
+    "ProgressBar",
     "ReLU",
     "Reconstruction",
     "Source",
     "SparseLatents",
+    "StepReport",
     "TanhSparsity",
     "TokenBatch",
     "TopK",
+    "Trainer",
+    "TrainerConfig",
     "__version__",
     "kernels",
     "load_model",
