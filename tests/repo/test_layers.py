@@ -59,14 +59,14 @@ def imported_modules(entry: Import) -> set[str]:
 
 def layer_faults(module: str, tree: ast.AST) -> list[str]:
     """Imports of one module that point up or sideways, or that name the package itself."""
-    unit, faults = unit_of(module), []
+    allowed, faults = allowed_units(unit_of(module)), []
     for entry in imports_of(tree):
         if entry.is_relative:
             faults.append(f"{module}:{entry.line} imports relatively; write the full module name")
         if entry.target == "crosscoders":
             faults.append(f"{module}:{entry.line} imports from the package itself, not from a module of it")
         for target in imported_modules(entry) - {"crosscoders"}:
-            if unit_of(target) not in allowed_units(unit):
+            if unit_of(target) not in allowed:
                 faults.append(f"{module}:{entry.line} imports {target}, which is not below it")
     return faults
 
@@ -149,4 +149,6 @@ def test_the_guard_sees_each_kind_of_fault() -> None:
     assert faults("crosscoders.cli", "def f():\n    import json") == 1
     assert faults("crosscoders.kernels.reference", "import triton") == 1
     assert faults("crosscoders.losses", "import scipy") == 1
+    with pytest.raises(ValueError, match="stands in no layer"):
+        faults("crosscoders.unheard_of", "")
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
