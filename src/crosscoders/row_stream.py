@@ -204,8 +204,8 @@ class RowStream:
         if tokens.numel() > self.largest_batch:
             raise ValueError(
                 f"ActivationBuffer: token batch {batch} has {tokens.numel()} tokens, more than the first "
-                f"one's {self.largest_batch} for which memory was set aside; pass a list, or the largest batch "
-                "first."
+                f"one's {self.largest_batch} for which memory was set aside; pass a list, or the "
+                "largest batch first."
             )
 
     def _is_kept(self, tokens: Tensor) -> Tensor:

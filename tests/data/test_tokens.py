@@ -1,6 +1,6 @@
 """Tokenizer comparison, reading text, packing."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,6 @@ from crosscoders.models import (
     tokenizer_fingerprint,
 )
 from tests.data.toy_models import toy_tokenizer
-
-DATA = Path(os.environ.get("CROSSCODERS_DATA", "../shared/data"))
 
 
 def test_fingerprints_agree_exactly_when_every_id_means_the_same() -> None:
@@ -43,19 +41,17 @@ def test_ids_of_other_meaning_raise_naming_them() -> None:
         check_tokenizers({"base": toy_tokenizer(), "distilled": toy_tokenizer(swapped=(5, 9))})
 
 
-@pytest.mark.skipif(not (DATA / "tokenizers").is_dir(), reason=f"{DATA}/tokenizers is missing")
-def test_the_papers_own_pair_differs_in_the_ids_of_its_control_tokens(tmp_path: Path) -> None:
-    distilled = tmp_path / "r1"
-    distilled.mkdir()
-    folder = DATA / "tokenizers" / "r1_distill_qwen"
-    (distilled / "tokenizer.json").write_bytes((folder / "tokenizer.assembled.json").read_bytes())
-    (distilled / "tokenizer_config.json").write_bytes((folder / "tokenizer_config.json").read_bytes())
-    pair = [AutoTokenizer.from_pretrained(path) for path in (DATA / "tokenizers" / "qwen2.5", distilled)]
-    changed = changed_ids(*pair)
-    assert changed[151643] == ("<|endoftext|>", "<｜end▁of▁sentence｜>")  # noqa: RUF001
+def test_the_papers_own_pair_differs_in_the_ids_of_its_control_tokens(
+    tmp_path: Path, data_file: Callable[[str], Path]
+) -> None:
+    for stored, name in (("tokenizer.assembled.json", "tokenizer.json"), ("tokenizer_config.json",) * 2):
+        (tmp_path / name).write_bytes(data_file(f"tokenizers/r1_distill_qwen/{stored}").read_bytes())
+    base, distilled = (AutoTokenizer.from_pretrained(p) for p in (data_file("tokenizers/qwen2.5"), tmp_path))
+    changed = changed_ids(base, distilled)
+    assert changed[151643] == ("<|endoftext|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
     assert min(changed) == 151643
     with pytest.raises(AdapterMismatchError, match="151643"):
-        check_tokenizers({"base": pair[0], "distilled": pair[1]})
+        check_tokenizers({"base": base, "distilled": distilled})
 
 
 def test_texts_are_split_at_blank_lines_and_jsonl_rows(tmp_path: Path) -> None:
