@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "crosscoders"
-ZOO_MODEL = "crosscoders/zoo/tiny-reasoner"
+ZOO_MODEL = "crosscoders/zoo/tiny_reasoner"
 REQUIRED = {
     "crosscoders/__init__.py",
     "crosscoders/cli.py",
@@ -20,7 +20,7 @@ REQUIRED = {
 }
 ALLOWED = re.compile(
     r"crosscoders/([\w/]+/)?\w+\.py|crosscoders/py\.typed"
-    r"|crosscoders/zoo/[\w/.-]+\.(safetensors|json|md|jsonl|txt)"
+    r"|crosscoders/zoo/[\w/.-]+\.(safetensors|json|jinja|md|txt)"
     r"|crosscoders-[\w.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
 )
 MAX_ZOO_BYTES = 10 * 1024 * 1024
@@ -39,8 +39,7 @@ def faults_of(sizes: dict[str, int], *, wheel_bytes: int) -> list[str]:
     faults = [f"missing: {name}" for name in sorted((REQUIRED | source_files()) - sizes.keys())]
     faults += [f"surprise: {name}" for name in sorted(sizes) if not ALLOWED.fullmatch(name)]
     faults += [f"not in the checkout: {name}" for name in sorted(python - source_files())]
-    faults += [f"empty: {name}" for name in sorted(REQUIRED & sizes.keys()) if not sizes[name]]
-    faults = [fault for fault in faults if fault != "empty: crosscoders/py.typed"]
+    faults += [f"empty: {name}" for name in sorted(sizes) if not sizes[name] and name.startswith(ZOO_MODEL)]
     if zoo_bytes > MAX_ZOO_BYTES:
         faults.append(f"{ZOO_MODEL} takes {zoo_bytes} bytes, at most {MAX_ZOO_BYTES} are allowed")
     if wheel_bytes > MAX_WHEEL_BYTES:
