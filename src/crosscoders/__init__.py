@@ -10,6 +10,7 @@ from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
 from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
 from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.interventions import SteeringHook
 from crosscoders.kernels import SparseLatents
 from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
 from crosscoders.losses import (
@@ -56,6 +57,7 @@ __all__ = [
     "Reconstruction",
     "Source",
     "SparseLatents",
+    "SteeringHook",
     "StepReport",
     "TanhSparsity",
     "TokenBatch",
