@@ -202,6 +202,7 @@ class ActivationBuffer:
             "norm_limits": self._norm_limits,
         }
 
+    @typed
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken; its window is harvested again.
 

@@ -120,7 +120,10 @@ def has_something_to_check(fn: Callable[..., Any]) -> bool:
     Generators are left out: the checker would see the context manager or iterator, not what it yields.
     """
     bare = inspect.unwrap(fn)
-    if getattr(bare, "__isabstractmethod__", False) or inspect.isgeneratorfunction(bare):
+    if getattr(fn, "__isabstractmethod__", False) or inspect.isgeneratorfunction(bare):
         return False
-    arguments = [name for name in inspect.signature(bare).parameters if name not in {"self", "cls"}]
-    return bool(arguments) or "[Tensor," in signature_of(bare).split("->")[-1]
+    parameters = inspect.signature(bare).parameters.values()
+    return (
+        any(p.annotation not in (Any, inspect.Parameter.empty) for p in parameters)
+        or "[Tensor," in signature_of(bare).split("->")[-1]
+    )

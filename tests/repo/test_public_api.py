@@ -24,15 +24,21 @@ from tests.repo.public_api import (
 
 # Not checked on purpose: they run inside a call that checks the same tensors, or in an inner loop.
 UNCHECKED = {
-    "LossTerm": {"value", "weight_at"},  # compute_losses checks the pass and the context
-    "ActivationModule": {
-        "forward",
-        "set_progress",
-        "calibration_score",
-        "calibrate",
-    },  # encode does
-    "TokenTrace": {"read", "positions", "is_after"},  # called by hooks, in every forward
-    "SparseLatents": {"rows", "to_dense"},  # read in every reduction over sparse latents
+    # compute_losses checks the pass and the context
+    "LossTerm": {"value", "weight_at"},
+    "HasThreshold": {"thresholds"},
+    # Crosscoder.encode checks what goes in and what comes out
+    "ActivationModule": {"forward", "set_progress", "calibration_score", "calibrate"},
+    # steps of fit; the crosscoder checks each batch, and observers get what the trainer made
+    "Trainer": {"training_step", "compute_losses"},
+    "Callback": {
+        *("on_fit_start", "on_step_end", "on_evaluate", "on_checkpoint", "on_exception", "on_fit_end"),
+        "load_state_dict",
+    },
+    # called by hooks, in every forward
+    "TokenTrace": {"read", "positions", "is_after"},
+    # read in every reduction over sparse latents
+    "SparseLatents": {"rows", "to_dense"},
 }
 SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 from tqdm import tqdm
 
 from crosscoders._io import atomic_write
+from crosscoders._typing import typed
 from crosscoders.training.report import StepReport
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class History(Callback):
         if self.path is not None:
             self.to_csv(self.path)
 
+    @typed
     def to_csv(self, path: Path | str) -> None:
         """Write all rows, with the union of their columns."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -178,6 +178,7 @@ class Trainer:
                 callback.on_exception(self, error)
             raise
 
+    @typed
     def request_stop(self, reason: str) -> None:
         """End the run after this step; the reason is kept in `stop_reason`."""
         self.stop_reason = reason
@@ -224,6 +225,7 @@ class Trainer:
         }
         return copy.deepcopy(state)
 
+    @typed
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave. Protected API: override with `super()` first.
 
