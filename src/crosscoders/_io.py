@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_keys(where: str, data: Mapping[str, Any], *, known: Iterable[str], required: Iterable[str]) -> None:
+    """Raise ValueError, listing the known keys, if `data` has an unknown key or lacks a required one."""
+    known, required = sorted(known), set(required)
+    unknown, missing = sorted(set(data) - set(known)), sorted(required - set(data))
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown keys {unknown}, missing keys {missing}; the keys are {known}.")
 
 
 @contextlib.contextmanager
@@ -158,12 +166,11 @@ def read_manifest(path: Path, *, keys: tuple[str, ...]) -> dict[str, Any]:
     except ValueError as err:
         raise CheckpointError(f"{path}: not valid JSON ({err}). {_ADVICE}") from err
     _check_format(path, content=content)
-    known = {*_HEADER, *keys, _DIGEST_KEY}
-    if set(content) != known:
-        raise CheckpointError(
-            f"{path}: unknown keys {sorted(set(content) - known)}, missing keys "
-            f"{sorted(known - set(content))}; the keys are {sorted(known)}. {_ADVICE}"
-        )
+    known = (*_HEADER, *keys, _DIGEST_KEY)
+    try:
+        check_keys(str(path), content, known=known, required=known)
+    except ValueError as err:
+        raise CheckpointError(f"{err} {_ADVICE}") from err
     _check_unchanged(path, raw=raw, content=content)
     return content
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosscoders._io import check_keys
 from crosscoders._typing import typed
 from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
 from crosscoders.artifact import check_tensors, read_artifact, write_artifact
@@ -78,12 +79,8 @@ class CrosscoderConfig:
         Raises:
             ValueError: A key is unknown or missing, here or in a part.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if set(data) != known:
-            raise ValueError(
-                f"CrosscoderConfig: unknown keys {sorted(set(data) - known)}, missing keys "
-                f"{sorted(known - set(data))}; the keys are {sorted(known)}."
-            )
+        known = [field.name for field in dataclasses.fields(cls)]
+        check_keys("CrosscoderConfig", data, known=known, required=known)
         return cls(
             **{
                 **data,
@@ -208,14 +205,7 @@ class Crosscoder(nn.Module):
 
     @typed
     def forward(self, x_raw: Float[Tensor, "batch width"]) -> CrosscoderOutput:
-        """One pass with everything that losses need, in normalized space.
-
-        Args:
-            x_raw: Raw activations of all sources.
-
-        Returns:
-            Normalized inputs and reconstruction, latents and pre-activations.
-        """
+        """One pass over raw activations with everything that losses need, in normalized space."""
         x = self._checked(x_raw, "forward")
         inputs = x * self._scale_row()
         pre_acts = self._pre_activations(x if self.config.is_folded else inputs)
@@ -266,14 +256,11 @@ class Crosscoder(nn.Module):
 
     @typed
     def steering_direction(self, latent: int, source: str) -> Float[Tensor, " d_model"]:
-        """What one unit of a latent adds to a source's raw activation.
+        """What one unit of a latent adds to a source's raw activation; detached, not of unit length.
 
         Args:
             latent: Index of the latent.
             source: Name of the source.
-
-        Returns:
-            The decoder vector in raw space, detached, not normalized to unit length.
 
         Raises:
             ValueError: No such latent or source.
@@ -325,7 +312,7 @@ class Crosscoder(nn.Module):
         """Set `b_dec` to the mean of these activations, so that latents explain what varies.
 
         Args:
-            x_raw: Raw activations; their mean is taken in float64.
+            x_raw: Raw activations; averaged in float64.
 
         Raises:
             ValueError: No rows, wrong width or non-finite values.

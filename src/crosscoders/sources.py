@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosscoders._io import check_keys
 from crosscoders._typing import typed
 
 
@@ -60,12 +61,7 @@ class Source:
             ValueError: A key is unknown or a required one is missing.
         """
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(data) - set(known))
-        missing = sorted({"name", "d_model"} - set(data))
-        if unknown or missing:
-            raise ValueError(
-                f"Source: unknown keys {unknown}, missing keys {missing}; known keys are {known}."
-            )
+        check_keys("Source", data, known=known, required=("name", "d_model"))
         return cls(**data)
 
 
@@ -87,7 +83,6 @@ def check_sources(sources: Sequence[Source]) -> None:
         raise ValueError(f"sources: names must be unique, got {names} with {repeated} repeated.")
 
 
-@typed
 def width(sources: Sequence[Source]) -> int:
     """Width of one token's activations over all sources: the sum of their `d_model`.
 
@@ -125,7 +120,6 @@ def check_activations(x: object, sources: Sequence[Source], *, where: str) -> Te
     return x
 
 
-@typed
 def column_slices(sources: Sequence[Source]) -> dict[str, slice]:
     """Columns of the flat width that belong to each source, by name and in order.
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosscoders._io import check_keys
 from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
 
@@ -105,12 +106,8 @@ def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
             "If it is your own, import the module that defines it first."
         )
     cls = _registry[kind]
-    given, known = set(data) - {"kind"}, {field.name for field in fields(cls)}
-    if given != known:
-        raise ValueError(
-            f"activation_fn {kind!r}: unknown keys {sorted(given - known)}, missing keys "
-            f"{sorted(known - given)}; it has {sorted(known)}."
-        )
+    known = ["kind", *(field.name for field in fields(cls))]
+    check_keys(f"activation_fn {kind!r}", data, known=known, required=known)
     return cls(**{key: value for key, value in data.items() if key != "kind"})
 
 

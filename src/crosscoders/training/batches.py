@@ -72,7 +72,7 @@ class BatchStream:
             )
         self._n_served = 0 if position is None else position["n_served"]
 
-    def next_batch(self) -> Tensor | None:
+    def next_batch(self) -> Any:
         """The next batch, or None at the end."""
         batch = next(self._iterator, None)
         self._n_served += batch is not None

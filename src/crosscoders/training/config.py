@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from crosscoders._io import check_keys
+from crosscoders._typing import typed
+
 _PRECISIONS = ("float32", "bfloat16")
 
 
@@ -63,6 +66,7 @@ class TrainerConfig:
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
     @classmethod
+    @typed
     def from_dict(cls, data: Mapping[str, Any]) -> "TrainerConfig":
         """Build a config from some or all of its fields.
 
@@ -73,9 +77,7 @@ class TrainerConfig:
             ValueError: A key is unknown or a value is out of range.
         """
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(data) - set(known))
-        if unknown:
-            raise ValueError(f"TrainerConfig: unknown keys {unknown}; the keys are {known}.")
+        check_keys("TrainerConfig", data, known=known, required=())
         values = dict(data)
         if "betas" in values:
             values["betas"] = tuple(values["betas"])
