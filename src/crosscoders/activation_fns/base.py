@@ -60,9 +60,13 @@ class ActivationModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationFn(ABC):
-    """Spec of an activation function: hashable, printable, JSON-ready, and able to build its module."""
+    """Spec of an activation function: hashable, printable, JSON-ready, and able to build its module.
+
+    A subclass says its `kind`, under which checkpoints store it, and whether its latents can be negative.
+    """
 
     kind: ClassVar[str]
+    is_nonnegative: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
