@@ -25,6 +25,9 @@ from crosscoders.losses import (
     TanhSparsity,
 )
 from crosscoders.models import LanguageModel, load_model
+from crosscoders.pipeline.config import DataConfig, RunConfig
+from crosscoders.pipeline.diff import diff
+from crosscoders.pipeline.run import Run
 from crosscoders.sources import Source, scale_from_mean_norm
 from crosscoders.training import Callback, History, ProgressBar, StepReport, Trainer, TrainerConfig
 
@@ -40,6 +43,7 @@ __all__ = [
     "CrosscoderConfig",
     "CrosscoderOutput",
     "CrosscodersError",
+    "DataConfig",
     "DecoderNormL1",
     "History",
     "JumpReLU",
@@ -55,6 +59,8 @@ __all__ = [
     "ProgressBar",
     "ReLU",
     "Reconstruction",
+    "Run",
+    "RunConfig",
     "Source",
     "SparseLatents",
     "SteeringHook",
@@ -65,6 +71,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "__version__",
+    "diff",
     "kernels",
     "load_model",
     "load_sources",
