@@ -11,6 +11,7 @@ from crosscoders.models.base import LanguageModel
 from crosscoders.models.bridge import is_bridge
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 @typed
@@ -137,9 +138,14 @@ def _from_pretrained(
 
 
 def _own_tokenizer(where: str, *, revision: str | None) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     directory = Path(where)
     if directory.is_dir() and not any((directory / file).exists() for file in _TOKENIZER_FILES):
         return None
-    return AutoTokenizer.from_pretrained(where, revision=revision or "main")
+    # Files that declare the generic class mean their tokenizer.json as it stands. AutoTokenizer overrides that
+    # by the model type's own class (transformers 5.23: any qwen2 model gets byte-level splitting).
+    declared = get_tokenizer_config(where, revision=revision or "main").get("tokenizer_class")
+    kind = PreTrainedTokenizerFast if declared in _GENERIC_TOKENIZERS else AutoTokenizer
+    return kind.from_pretrained(where, revision=revision or "main")

@@ -1,0 +1,117 @@
+"""One latent per category: chosen on one split of labelled text, scored on another, beside what chance and
+the text allow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosscoders._typing import typed
+from crosscoders.latents import LatentTable
+from crosscoders.metrics import auroc
+from crosscoders.reasoning import CATEGORIES
+from crosscoders.zoo.corpus import LabelledTokens, category_contrasts
+from crosscoders.zoo.text import FORMS
+
+ONSET, FUNCTION = "onset", "function"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryLatent:
+    """The latent chosen for a category and how it does on the split that did not choose it.
+
+    `auroc_chosen` is its AUROC on the choosing split (optimistic), `auroc` on the other; `bound` the AUROC
+    of the
+    generator's own probabilities there (onsets only: nobody who reads the text so far can do better on
+    average).
+    """
+
+    kind: str
+    category: str
+    latent: int
+    auroc_chosen: float
+    auroc: float
+    bound: float | None
+    n_yes: int
+    n_no: int
+
+
+@typed
+def question_scores(table: LatentTable, kind: str, category: str) -> Tensor:
+    """AUROC per latent: of the onset question, or the mean over the category's marker words of the function
+    questions.
+
+    The mean is over words so that only uses of the *same* word are ever compared.
+    """
+    if kind == ONSET:
+        return table[f"auroc/{ONSET}/{category}"]
+    return torch.stack([table[f"auroc/{FUNCTION}/{category}/{marker}"] for marker in FORMS[category]]).mean(
+        dim=0
+    )
+
+
+@typed
+def choose_category_latents(
+    choose: LatentTable, score: LatentTable, labels: LabelledTokens
+) -> list[CategoryLatent]:
+    """For each kind of question and category the best latent on `choose`, with its score on `score`.
+
+    Args:
+        choose: Table measured on the choosing split.
+        score: Table measured on the other.
+        labels: Labels of the other split.
+    """
+    contrasts = category_contrasts(labels)
+    found = []
+    for kind in (ONSET, FUNCTION):
+        for index, category in enumerate(CATEGORIES):
+            scores = question_scores(choose, kind, category)
+            latent = int(torch.where(scores.isnan(), -torch.inf, scores).argmax())
+            questions = (
+                [f"{ONSET}/{category}"]
+                if kind == ONSET
+                else [f"{FUNCTION}/{category}/{m}" for m in FORMS[category]]
+            )
+            found.append(
+                CategoryLatent(
+                    kind=kind,
+                    category=category,
+                    latent=latent,
+                    auroc_chosen=float(scores[latent]),
+                    auroc=float(question_scores(score, kind, category)[latent]),
+                    bound=_bound(labels, contrasts[questions[0]], index) if kind == ONSET else None,
+                    n_yes=sum(int((contrasts[q] == 1).sum()) for q in questions),
+                    n_no=sum(int((contrasts[q] == 0).sum()) for q in questions),
+                )
+            )
+    return found
+
+
+def _bound(labels: LabelledTokens, answer: Tensor, category: int) -> float:
+    asked = answer >= 0
+    return float(auroc(labels.p_category[asked][:, category], answer[asked] == 1))
+
+
+@typed
+def shuffled(labels: LabelledTokens, *, seed: int) -> LabelledTokens:
+    """The same tokens with the category labels of documents' tokens permuted among tokens of the same id
+    and origin.
+
+    Keeps how often each token starts or belongs to an act, and destroys where.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    key = labels.tokens * 64 + labels.origin + 1
+    columns = {name: getattr(labels, name).clone() for name in ("function", "form", "onset", "p_category")}
+    for value in key.unique().tolist():
+        at = (key == value).nonzero(as_tuple=True)
+        order = torch.randperm(len(at[0]), generator=generator)
+        for column in columns.values():
+            column[at] = column[at[0][order], at[1][order]]
+    return LabelledTokens(
+        tokens=labels.tokens,
+        origin=labels.origin,
+        slip_pending=labels.slip_pending,
+        is_prompt=labels.is_prompt,
+        **columns,
+    )

@@ -1,0 +1,188 @@
+"""The configuration of a run: what `crosscoders run CONFIG.toml` reads and `run.json` records."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crosscoders._typing import typed
+from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK, activation_fn_from_dict
+from crosscoders.losses import (
+    AuxK,
+    DecoderNormL1,
+    JumpReLUL0,
+    LossTerm,
+    PreActivation,
+    Reconstruction,
+    TanhSparsity,
+)
+from crosscoders.training import TrainerConfig
+
+LOSS_TERMS: dict[str, type[LossTerm]] = {
+    term.name: term for term in (Reconstruction, DecoderNormL1, AuxK, JumpReLUL0, TanhSparsity, PreActivation)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which tokens are read and how they are served.
+
+    Args:
+        n_tokens: Tokens of the text to train on, served once per epoch; None for all that is not held out.
+        held_out_tokens: Tokens kept out of training, on which everything is measured.
+        sequence_length: Tokens per row of packed documents.
+        skip_positions: Leading positions of each row to leave out (attention sinks sit there).
+        max_norm_multiple: Leave out tokens whose activation norm exceeds this multiple of the median; None
+            for none.
+        epochs: How often the training tokens are served.
+        batch_tokens: Tokens per training step.
+        sequences_per_harvest: Rows that go through the models together.
+        buffer_bytes: Memory for shuffling activations.
+        splice_tokens: Held-out tokens per kind of text on which reconstructions are spliced into the models.
+    """
+
+    n_tokens: int | None = None
+    held_out_tokens: int = 200_000
+    sequence_length: int = 256
+    skip_positions: int = 0
+    max_norm_multiple: float | None = None
+    epochs: int = 1
+    batch_tokens: int = 2048
+    sequences_per_harvest: int = 32
+    buffer_bytes: int = 1 << 28
+    splice_tokens: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "held_out_tokens",
+            "sequence_length",
+            "epochs",
+            "batch_tokens",
+            "sequences_per_harvest",
+            "buffer_bytes",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DataConfig: {name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: two models in, a crosscoder and a table of latents out.
+
+    Args:
+        base: Folder or Hub id of the first model (NRN 0), or a label if modules are passed.
+        distilled: Folder or Hub id of the second model (NRN 1), or a label.
+        text: `.txt` or `.jsonl` file of documents, or a label if token ids are passed.
+        out: Run folder to create.
+        n_latents: Dictionary size.
+        hook_name: TransformerLens hook, or "half" for half depth, in both models.
+        activation_fn: How latents are chosen.
+        objective: Loss terms; empty for the field's choice for this activation function.
+        seed: Everything random derives from it.
+        device: Torch device of models and crosscoder.
+        data: Tokens.
+        training: Optimiser and schedule.
+    """
+
+    base: str
+    distilled: str
+    text: str
+    out: str
+    n_latents: int
+    hook_name: str = "half"
+    activation_fn: ActivationFn = field(default_factory=lambda: BatchTopK(k=100))
+    objective: tuple[LossTerm, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` inverts it."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["activation_fn"] = self.activation_fn.to_dict()
+        plain["objective"] = [{"term": term.name, **dataclasses.asdict(term)} for term in self.objective]
+        plain["data"] = dataclasses.asdict(self.data)
+        plain["training"] = dataclasses.asdict(self.training)
+        return plain
+
+    @classmethod
+    @typed
+    def from_dict(cls, data: Mapping[str, Any]) -> "RunConfig":
+        """Build a config from plain values.
+
+        Raises:
+            ValueError: An unknown key or a missing one, here or in a section; the message lists the known
+                keys.
+        """
+        values = dict(data)
+        if "activation_fn" in values:
+            values["activation_fn"] = activation_fn_from_dict(values["activation_fn"])
+        values["objective"] = tuple(_loss_term(term) for term in values.get("objective", ()))
+        values["data"] = build_config(DataConfig, values.get("data", {}), where="[data]")
+        values["training"] = build_config(TrainerConfig, values.get("training", {}), where="[training]")
+        return build_config(cls, values, where="run config")
+
+    @classmethod
+    @typed
+    def from_toml(cls, path: str | Path) -> "RunConfig":
+        """Read a TOML file; relative paths in it are relative to the current folder.
+
+        Raises:
+            ValueError: Not TOML, or as for `from_dict`; the message names the file.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, ValueError, TypeError) as err:
+            raise ValueError(f"{path}: {err}") from err
+
+
+def build_config(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+    """Build a dataclass from a mapping; a key that it lacks or still needs raises and lists the known ones."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    needed = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(needed - set(values))
+    if unknown or missing:
+        raise ValueError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}; the keys are {sorted(fields)}."
+        )
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _loss_term(data: Mapping[str, Any]) -> LossTerm:
+    values = dict(data)
+    name = values.pop("term", None)
+    if name not in LOSS_TERMS:
+        raise ValueError(f"objective: 'term' must be one of {sorted(LOSS_TERMS)}, got {name!r}.")
+    return build_config(LOSS_TERMS[name], values, where=f"objective term {name!r}")
+
+
+@typed
+def default_objective(activation_fn: ActivationFn) -> Sequence[LossTerm]:
+    """The field's objective for an activation function.
+
+    TopK and BatchTopK: reconstruction and AuxK (Gao et al. 2024). ReLU: reconstruction and the decoder-norm
+    L1 of Baek &
+    Tegmark's recipe (weight 2 after a warm-up over 5% of the run). JumpReLU: reconstruction, the tanh
+    penalty and the
+    pre-activation loss (Anthropic, January 2025).
+
+    Raises:
+        ValueError: An activation function of your own; say the objective then.
+    """
+    if isinstance(activation_fn, (TopK, BatchTopK)):
+        return (Reconstruction(), AuxK(weight=1 / 32))
+    if isinstance(activation_fn, ReLU):
+        return (Reconstruction(), DecoderNormL1(weight=2.0, warmup_fraction=0.05))
+    if isinstance(activation_fn, JumpReLU):
+        return (Reconstruction(), TanhSparsity(weight=20.0, warmup_fraction=1.0), PreActivation(weight=3e-6))
+    raise ValueError(
+        f"no default objective for {type(activation_fn).__name__}; pass objective=(Reconstruction(), ...) of your choice."
+    )

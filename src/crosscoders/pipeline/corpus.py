@@ -1,0 +1,122 @@
+"""The tokens of a run: what is trained on, what is held out, and what is known about each held-out token."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from crosscoders._typing import typed
+from crosscoders.harvest import ModelSources
+from crosscoders.latents import TokenBatch
+from crosscoders.models import pack_tokens, read_texts, tokenize_texts
+from crosscoders.pipeline.config import DataConfig
+from crosscoders.reasoning import lexical_contrasts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Packed rows of token ids.
+
+    Args:
+        train: Rows to train on.
+        held_out: Rows to measure on, none of them in `train`.
+        origin: Kind of text of each held-out token, as an index into `origins`; -1 where it does not count.
+        origins: Names of the kinds of text.
+        answers: For each question one answer per held-out token: 1 yes, 0 no, -1 not asked.
+        exclude_token_ids: Ids that are never served or measured (padding and other special tokens).
+    """
+
+    train: Int[Tensor, "batch pos"]
+    held_out: Int[Tensor, "batch2 pos"]
+    origin: Int[Tensor, "batch2 pos"]
+    origins: tuple[str, ...] = ("text",)
+    answers: Mapping[str, Int[Tensor, "batch2 pos"]] = field(default_factory=dict)
+    exclude_token_ids: tuple[int, ...] = ()
+
+    @typed
+    def counted(self, data: DataConfig) -> Bool[Tensor, "batch2 pos"]:
+        """Which held-out tokens are measured: those of known origin, without special tokens and leading
+        positions.
+        """
+        keep = (self.origin >= 0) & ~torch.isin(
+            self.held_out, torch.tensor(self.exclude_token_ids, dtype=torch.int64)
+        )
+        keep[:, : data.skip_positions] = False
+        return keep
+
+    @typed
+    def held_out_batches(self, sources: ModelSources, data: DataConfig) -> Iterator[TokenBatch]:
+        """Held-out activations in the order of the text, a few rows of text at a time."""
+        keep = self.counted(data)
+        for start in range(0, len(self.held_out), data.sequences_per_harvest):
+            rows = slice(start, start + data.sequences_per_harvest)
+            kept = keep[rows]
+            if not bool(kept.any()):
+                continue
+            activations = sources.harvest(self.held_out[rows])
+            yield TokenBatch(
+                rows=activations[kept.to(activations.device)],
+                token_ids=self.held_out[rows][kept],
+                origin=self.origin[rows][kept],
+                answers={name: answer[rows][kept] for name, answer in self.answers.items()},
+            )
+
+
+@typed
+def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "batch pos"]]:
+    """The training rows in groups that go through the models together."""
+    return list(corpus.train.split(data.sequences_per_harvest))
+
+
+@typed
+def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed: int) -> Corpus:
+    """Tokenise a file of documents, pack it, and hold some rows out.
+
+    Args:
+        path: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line).
+        tokenizer: The tokenizer of both models.
+        data: Lengths and sizes.
+        seed: Chooses the held-out rows.
+
+    Raises:
+        ValueError: No tokenizer, or too little text to train on after holding some out.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            "corpus_from_text: the models came without a tokenizer; pass one to load_sources, or token ids."
+        )
+    special = tuple(sorted(set(tokenizer.all_special_ids)))
+    end = tokenizer.eos_token_id
+    documents = tokenize_texts(read_texts(path), tokenizer, append_eos=end is not None)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    if pad is None:
+        raise ValueError(
+            "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows with."
+        )
+    rows = pack_tokens(documents, length=data.sequence_length, pad_id=pad)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    n_held_out = _rows_for(rows, data.held_out_tokens, special)
+    if len(rows) - n_held_out < 1:
+        raise ValueError(
+            f"corpus_from_text: {path} packs into {len(rows)} rows of {data.sequence_length} tokens, and holding out "
+            f"{data.held_out_tokens} tokens takes {n_held_out} of them; give more text or lower data.held_out_tokens."
+        )
+    held_out, train = rows[:n_held_out], rows[n_held_out:]
+    if data.n_tokens is not None:
+        train = train[: _rows_for(train, data.n_tokens, special)]
+    return Corpus(
+        train=train,
+        held_out=held_out,
+        origin=torch.where(torch.isin(held_out, torch.tensor(special)), -1, 0),
+        answers=lexical_contrasts(held_out, tokenizer),
+        exclude_token_ids=special,
+    )
+
+
+def _rows_for(rows: Tensor, n_tokens: int, special: tuple[int, ...]) -> int:
+    counts = (~torch.isin(rows, torch.tensor(special))).sum(dim=1).cumsum(dim=0)
+    return int((counts < n_tokens).sum()) + 1

@@ -1,0 +1,264 @@
+"""`crosscoders demo`: the main job on the bundled pair, then its latents per category, and steering."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from crosscoders._typing import typed
+from crosscoders.activation_fns import BatchTopK
+from crosscoders.crosscoder import Crosscoder
+from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.interventions import AddVector, SteeringHook, random_vector_like
+from crosscoders.latents import LatentTable, tabulate_latents
+from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents
+from crosscoders.pipeline.config import DataConfig, RunConfig
+from crosscoders.pipeline.corpus import Corpus
+from crosscoders.pipeline.run import Run, run_on
+from crosscoders.pipeline.steering import SteeringSweep, steering_sweep
+from crosscoders.report.figures import steering_curves
+from crosscoders.report.snippets import top_snippets
+from crosscoders.training import TrainerConfig
+from crosscoders.zoo import model_path
+from crosscoders.zoo.arithmetic import sample_problem
+from crosscoders.zoo.base_text import prompt
+from crosscoders.zoo.corpus import (
+    ORIGINS,
+    SAMPLE,
+    LabelledTokens,
+    category_contrasts,
+    pack_labelled,
+    write_documents,
+)
+from crosscoders.zoo.measure import answer_problems, held_out_problems
+from crosscoders.zoo.parser import parse
+from crosscoders.zoo.text import FORMS, LabelledText
+from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
+
+FAMILY = "tiny-reasoner"
+STRENGTHS = (-0.6, -0.3, 0.0, 0.3, 0.6)
+TEMPERATURE = 1.0
+_TRAIN_SHARES = {"story": 0.2, "drill": 0.15, "solution": 0.2, "trace": 0.45}
+_HELD_OUT_TOKENS = 50_000  # of each kind of text
+_N_SAMPLES = 700
+N_STEERED, STEERING_SEED = 80, 7
+_SNIPPET_ROWS, _N_SNIPPETS = 200, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoData:
+    """Training rows and two labelled held-out splits: latents are chosen on `choose` and scored on `score`."""
+
+    train: LabelledTokens
+    choose: LabelledTokens
+    score: LabelledTokens
+
+
+def demo_config(out: str, *, seed: int = 0) -> RunConfig:
+    """The configuration of the demo's crosscoder."""
+    return RunConfig(
+        base=f"zoo:{FAMILY}/base",
+        distilled=f"zoo:{FAMILY}/distilled",
+        text=f"zoo:{FAMILY}",
+        out=out,
+        n_latents=1024,
+        activation_fn=BatchTopK(k=24, k_initial=96, anneal_fraction=0.2),
+        seed=seed,
+        data=DataConfig(n_tokens=1_500_000, batch_tokens=2048),
+        training=TrainerConfig(lr=2e-3, log_every_steps=20),
+    )
+
+
+def samples(sources: ModelSources, *, n: int, seed: int, name: str = "distilled") -> list[LabelledText]:
+    """A model's own answers to training-side problems at temperature 1, labelled by the grammar's parser."""
+    rng = random.Random(f"samples/{seed}")
+    problems = [sample_problem(rng) for _ in range(n)]
+    answers = answer_problems(
+        sources.models[name], problems, temperature=TEMPERATURE, generator=torch.Generator().manual_seed(seed)
+    )
+    end = token_ids()[END_OF_TEXT]
+    texts = [
+        [*encode(prompt(p)), *(i for i in ids if i != end)] for p, ids in zip(problems, answers, strict=True)
+    ]
+    return [parse(ids, origin=SAMPLE) for ids in texts]
+
+
+def demo_data(sources: ModelSources, config: RunConfig) -> DemoData:
+    """Fresh text of every kind; seeds are apart from those that trained the models."""
+    seed = 10 * config.seed + 1000
+    n_train = config.data.n_tokens or 1_500_000
+    train = [
+        t
+        for origin, share in _TRAIN_SHARES.items()
+        for t in write_documents(origin, n_tokens=int(share * n_train), seed=seed)
+    ]
+    random.Random(seed).shuffle(train)
+    held_out = [
+        [
+            t
+            for origin in _TRAIN_SHARES
+            for t in write_documents(origin, n_tokens=_HELD_OUT_TOKENS // 2, seed=seed + split)
+        ]
+        + samples(sources, n=_N_SAMPLES // 2, seed=seed + split)
+        for split in (1, 2)
+    ]
+    length = config.data.sequence_length
+    return DemoData(
+        train=pack_labelled(train, length=length),
+        choose=pack_labelled(held_out[0], length=length),
+        score=pack_labelled(held_out[1], length=length),
+    )
+
+
+def demo_corpus(data: DemoData) -> Corpus:
+    """Both held-out splits together, with the grammar's questions as answers."""
+    both = [data.choose, data.score]
+    answers = [category_contrasts(labels) for labels in both]
+    return Corpus(
+        train=data.train.tokens,
+        held_out=torch.cat([labels.tokens for labels in both]),
+        origin=torch.cat([labels.origin for labels in both]),
+        origins=ORIGINS,
+        answers={name: torch.cat([answer[name] for answer in answers]) for name in answers[0]},
+        exclude_token_ids=(token_ids()[END_OF_TEXT],),
+    )
+
+
+def split_corpus(labels: LabelledTokens) -> Corpus:
+    """One labelled split as something to measure on."""
+    return Corpus(
+        train=labels.tokens[:0],
+        held_out=labels.tokens,
+        origin=labels.origin,
+        origins=ORIGINS,
+        answers=category_contrasts(labels),
+        exclude_token_ids=(token_ids()[END_OF_TEXT],),
+    )
+
+
+def split_table(
+    crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, config: RunConfig
+) -> LatentTable:
+    """Every latent's scores on one split."""
+    corpus = split_corpus(labels)
+    return tabulate_latents(
+        crosscoder, corpus.held_out_batches(sources, config.data), questions=tuple(corpus.answers)
+    )
+
+
+def category_latents(
+    run: Run, sources: ModelSources, data: DemoData, config: RunConfig
+) -> tuple[list[CategoryLatent], list[str]]:
+    """The best latent per category and what to say of each: scores on the other split, and where it fires
+    most.
+    """
+    tables = [split_table(run.crosscoder, sources, labels, config) for labels in (data.choose, data.score)]
+    chosen = choose_category_latents(*tables, data.score)
+    lines = ["", "One latent per category, chosen on one half of the held-out text and scored on the other half.",
+             "onset: does the act start at the next token? (among full stops inside traces)",
+             "function: is this marker word the act, or another use of the same word?"]  # fmt: skip
+    for found in chosen:
+        bound = "" if found.bound is None else f" (the generator's own probabilities: {found.bound:.3f})"
+        nrn = float(run.latents["nrn_l2"][found.latent])
+        lines.append(
+            f"\n{found.kind} of {found.category}: latent {found.latent}, AUROC {found.auroc:.3f}{bound}, "
+            f"{found.n_yes} yes / {found.n_no} no, NRN {nrn:.2f}"
+        )
+        lines += [f"  {snippet}" for snippet in _snippets(run.crosscoder, sources, data.score, found.latent)]
+    return chosen, lines
+
+
+def _snippets(
+    crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, latent: int
+) -> list[str]:
+    rows = labels.tokens[:_SNIPPET_ROWS]
+    activations = sources.harvest(rows)
+    with torch.no_grad():
+        latents = crosscoder.encode(activations.flatten(0, 1))
+    fired = (latents if isinstance(latents, Tensor) else latents.to_dense())[:, latent].reshape(rows.shape)
+    fired = torch.where(labels.is_text[:_SNIPPET_ROWS], fired, 0.0)
+    return [str(snippet) for snippet in top_snippets(fired, rows, sources.tokenizer, n=_N_SNIPPETS)]
+
+
+def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSweep, list[str]]:
+    """Steer the distilled model by a latent, beside a random direction and the marker's unembedding
+    direction.
+    """
+    model = sources.models["distilled"]
+    unit = SteeringHook(run.crosscoder, {latent: 1.0}, source="distilled")
+    generator = torch.Generator().manual_seed(STEERING_SEED)
+    marker = token_ids()["\u2581" + FORMS["self-reflection"][0]]
+    word = model.causal_lm.get_output_embeddings().weight[marker].detach()
+    controls = {
+        "random direction": random_vector_like(unit.vector, generator=generator),
+        "unembedding of 'Wait'": word / word.norm() * unit.vector.norm(),
+    }
+    hooks: dict[str, Callable[[float], SteeringHook | AddVector]] = {
+        f"latent {latent}": lambda strength: SteeringHook(
+            run.crosscoder, {latent: strength}, source="distilled"
+        )
+    }
+    for name, vector in controls.items():
+        hooks[name] = partial(_add, vector, unit.source.hook_name)
+    sweep = steering_sweep(
+        model,
+        held_out_problems(N_STEERED, seed=STEERING_SEED),
+        hooks=hooks,
+        strengths=STRENGTHS,
+        temperature=TEMPERATURE,
+        seed=STEERING_SEED,
+    )
+    return sweep, _steering_lines(sweep)
+
+
+def _add(vector: Tensor, hook_name: str, strength: float) -> AddVector:
+    return AddVector(strength * vector, hook_name=hook_name)
+
+
+def _steering_lines(sweep: SteeringSweep) -> list[str]:
+    lines = ["", f"Steering the distilled model on {N_STEERED} held-out problems (sampled at temperature {TEMPERATURE}):",
+             f"{'direction':24}{'strength':>9}{'reflections':>13}{'accuracy':>10}{'tokens':>8}{'finished':>10}"]  # fmt: skip
+    for name, row in sweep.behaviours.items():
+        for strength, b in zip(sweep.strengths, row, strict=True):
+            lines.append(
+                f"{name:24}{strength:>9.2f}{b.reflections_per_answer:>13.2f}{b.accuracy:>10.2f}{b.tokens_per_answer:>8.0f}{b.finished:>10.2f}"
+            )
+    return lines
+
+
+@typed
+def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
+    """Run everything and say what came out.
+
+    Args:
+        out: Run folder.
+        seed: Seed of the crosscoder, of its data and of sampling.
+        say: Gets each piece of text as it is ready.
+    """
+    config = demo_config(out, seed=seed)
+    models = {name: str(model_path(FAMILY, name)) for name in ("base", "distilled")}
+    sources = load_sources(models, hook_name=config.hook_name)
+    data = demo_data(sources, config)
+    run = run_on(sources, demo_corpus(data), config)
+    say(run.summary())
+    chosen, lines = category_latents(run, sources, data, config)
+    assert (chosen[0].kind, chosen[0].category) == ("onset", "self-reflection")
+    say("\n".join(lines))
+    sweep, lines = steering(run, sources, chosen[0].latent)
+    say("\n".join(lines))
+    figure = run.out / "figures" / "steering.png"
+    measures = {
+        "reflections per answer": "reflections_per_answer",
+        "accuracy": "accuracy",
+        "tokens per answer": "tokens_per_answer",
+    }
+    steering_curves(
+        {title: sweep.values(name) for title, name in measures.items()}, list(sweep.strengths), figure
+    )
+    say(
+        f"\nEverything lies in {run.out}: run.json, crosscoder/, evaluation.json, latents.csv, figures/, manifest.json."
+    )
+    return run

@@ -1,0 +1,323 @@
+"""The main job: two models and tokens in; a crosscoder, its evaluation and a table of latents out."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosscoders._io import atomic_write, atomic_write_json
+from crosscoders._typing import typed
+from crosscoders.buffer import ActivationBuffer
+from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
+from crosscoders.evaluation import ReconstructionScorer, ReconstructionScores, TokenMeans
+from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.interventions import SpliceScores, splice_scores
+from crosscoders.latents import LatentTable, tabulate_latents
+from crosscoders.losses import LossTerm
+from crosscoders.pipeline.config import RunConfig, default_objective
+from crosscoders.pipeline.corpus import Corpus, corpus_from_text, training_batches
+from crosscoders.provenance import data_fingerprint, run_record, write_manifest
+from crosscoders.report.figures import cosine_against_nrn, nrn_histogram
+from crosscoders.training import Callback, History, ProgressBar, Trainer
+
+log = logging.getLogger(__name__)
+ALL_TEXT = "all"
+_TOKEN_MEAN_ROWS = 2048  # rows of training text behind the table of token means
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run found, and the folder that holds it.
+
+    `reconstruction` and `splice` hold one entry per kind of held-out text; `reconstruction["all"]` covers
+    every token.
+    """
+
+    out: Path
+    crosscoder: Crosscoder
+    latents: LatentTable
+    reconstruction: dict[str, ReconstructionScores]
+    splice: dict[str, dict[str, SpliceScores]]
+
+    def summary(self) -> str:
+        """The run in plain text: evaluation per kind of text beside its baseline, then the norm screen."""
+        return "\n".join([*_evaluation_lines(self), "", self.latents.summary()])
+
+
+@typed
+def fit_crosscoder(
+    sources: ModelSources,
+    corpus: Corpus,
+    config: RunConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: Path | None = None,
+) -> Crosscoder:
+    """Train a crosscoder on the activations of a corpus.
+
+    Args:
+        sources: The models, each with its hook.
+        corpus: Tokens to train on.
+        config: Dictionary, objective, optimiser and buffer.
+        callbacks: Observers of the training.
+        checkpoint_dir: Where checkpoints go, if the config asks for them.
+
+    Returns:
+        The trained crosscoder in evaluation mode, its threshold calibrated.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = training_batches(corpus, config.data)
+    buffer = ActivationBuffer(
+        sources,
+        batches,
+        max_bytes=config.data.buffer_bytes,
+        generator=generator,
+        batch_tokens=config.data.batch_tokens,
+        exclude_token_ids=corpus.exclude_token_ids,
+        skip_positions=config.data.skip_positions,
+        max_norm_multiple=config.data.max_norm_multiple,
+        epochs=config.data.epochs,
+    )
+    crosscoder = Crosscoder(
+        CrosscoderConfig(
+            sources=buffer.sources, n_latents=config.n_latents, activation_fn=config.activation_fn
+        ),
+        generator=generator,
+    ).to(config.device)
+    keep = ~torch.isin(batches[0], torch.tensor(corpus.exclude_token_ids, dtype=torch.int64))
+    crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
+    objective: Sequence[LossTerm] = config.objective or default_objective(config.activation_fn)
+    trainer = Trainer(
+        crosscoder, objective, config=config.training, callbacks=callbacks, checkpoint_dir=checkpoint_dir
+    )
+    trainer.fit(buffer)
+    return crosscoder.eval()
+
+
+@typed
+def measure_reconstruction(
+    crosscoder: Crosscoder, sources: ModelSources, corpus: Corpus, config: RunConfig
+) -> dict[str, ReconstructionScores]:
+    """Explained variance and L0 on the held-out tokens, over all of them and apart for each kind of text.
+
+    The baseline is a table of mean activations per token id, made from training text.
+    """
+    means = TokenMeans(crosscoder.sources)
+    for tokens in corpus.train[:_TOKEN_MEAN_ROWS].split(config.data.sequences_per_harvest):
+        keep = ~torch.isin(tokens, torch.tensor(corpus.exclude_token_ids, dtype=torch.int64))
+        means.update(tokens[keep], sources.harvest(tokens)[keep])
+    scorers = {name: ReconstructionScorer(crosscoder, means) for name in (ALL_TEXT, *corpus.origins)}
+    for batch in corpus.held_out_batches(sources, config.data):
+        scorers[ALL_TEXT].update(batch.rows, batch.token_ids)
+        for index in batch.origin.unique().tolist():
+            which = batch.origin == index
+            scorers[corpus.origins[index]].update(batch.rows[which], batch.token_ids[which])
+    return {name: scorer.scores() for name, scorer in scorers.items() if scorer.n_tokens > 1}
+
+
+@typed
+def measure_splice(
+    crosscoder: Crosscoder, sources: ModelSources, corpus: Corpus, config: RunConfig
+) -> dict[str, dict[str, SpliceScores]]:
+    """KL and cross-entropy per model when the reconstruction replaces the activation, apart for each kind
+    of text.
+    """
+    counted = corpus.counted(config.data)
+    found = {}
+    for index, name in enumerate(corpus.origins):
+        chosen = counted & (corpus.origin == index)
+        rows = torch.nonzero(chosen.any(dim=1)).flatten()
+        enough = int((chosen[rows].sum(dim=1).cumsum(dim=0) < config.data.splice_tokens).sum()) + 1
+        if len(rows):
+            found[name] = splice_scores(
+                crosscoder,
+                sources,
+                corpus.held_out[rows[:enough]],
+                mask=chosen[rows[:enough]],
+                batch_size=config.data.sequences_per_harvest,
+            )
+    return found
+
+
+@typed
+def run_on(
+    sources: ModelSources,
+    corpus: Corpus,
+    config: RunConfig,
+    *,
+    crosscoder: Crosscoder | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train (unless a crosscoder is given), measure, and write the run folder.
+
+    Args:
+        sources: The models, each with its hook.
+        corpus: Tokens to train and to measure on.
+        config: What `run.json` records.
+        crosscoder: Measure this one instead of training.
+        callbacks: Observers of the training besides the progress bar and the CSV history.
+
+    Returns:
+        The run; its folder holds `run.json`, `crosscoder/`, `evaluation.json`, `latents.csv`,
+        `latents.json`, `summary.txt`,
+        figures and `manifest.json`.
+    """
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(
+        out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=_data_record(corpus))
+    )
+    if crosscoder is None:
+        observers = [ProgressBar(), History(out / "training.csv"), *callbacks]
+        crosscoder = fit_crosscoder(
+            sources, corpus, config, callbacks=observers, checkpoint_dir=out / "checkpoints"
+        )
+    crosscoder.eval()
+    run = Run(
+        out=out,
+        crosscoder=crosscoder,
+        latents=tabulate_latents(
+            crosscoder, corpus.held_out_batches(sources, config.data), questions=tuple(corpus.answers)
+        ),
+        reconstruction=measure_reconstruction(crosscoder, sources, corpus, config),
+        splice=measure_splice(crosscoder, sources, corpus, config),
+    )
+    _write(run)
+    return run
+
+
+@typed
+def run(config: RunConfig, *, base: Any = None, distilled: Any = None, tokenizer: Any = None) -> Run:
+    """Run a configuration: load both models, tokenise the text, then `run_on`.
+
+    Args:
+        config: The whole configuration.
+        base: A module to use in place of the folder or Hub id in the config.
+        distilled: Likewise.
+        tokenizer: Needed if modules come without one.
+    """
+    models = {
+        "base": base if base is not None else config.base,
+        "distilled": distilled if distilled is not None else config.distilled,
+    }
+    sources = load_sources(models, hook_name=config.hook_name, tokenizer=tokenizer, device=config.device)
+    corpus = corpus_from_text(config.text, sources.tokenizer, data=config.data, seed=config.seed)
+    return run_on(sources, corpus, config)
+
+
+def _data_record(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "train_sha256": data_fingerprint(corpus.train),
+        "held_out_sha256": data_fingerprint(corpus.held_out),
+        "train_shape": list(corpus.train.shape),
+        "held_out_shape": list(corpus.held_out.shape),
+        "origins": list(corpus.origins),
+        "exclude_token_ids": list(corpus.exclude_token_ids),
+    }
+
+
+def _write(run: Run) -> None:
+    run.crosscoder.save_pretrained(run.out / "crosscoder", training_summary=_training_summary(run))
+    evaluation = {
+        "reconstruction": {name: dataclasses.asdict(scores) for name, scores in run.reconstruction.items()},
+        "splice": {
+            name: {s: dataclasses.asdict(v) for s, v in scores.items()} for name, scores in run.splice.items()
+        },
+    }
+    atomic_write_json(run.out / "evaluation.json", evaluation)
+    run.latents.to_csv(run.out / "latents.csv")
+    run.latents.to_json(run.out / "latents.json")
+    atomic_write(run.out / "summary.txt", lambda path: _write_text(path, run.summary() + "\n"))
+    _figures(run)
+    write_manifest(run.out)
+
+
+def _training_summary(run: Run) -> dict[str, Any]:
+    scores = run.reconstruction[ALL_TEXT]
+    return {
+        "held_out_tokens": scores.n_tokens,
+        "l0": scores.l0,
+        "explained_variance": scores.explained_variance,
+        "explained_variance_difference": scores.difference,
+    }
+
+
+def _figures(run: Run) -> None:
+    (run.out / "figures").mkdir(exist_ok=True)
+    if "nrn_l2" not in run.latents.columns:
+        return
+    try:
+        nrn_histogram(run.latents, run.out / "figures" / "nrn.png")
+        if "decoder_cosine" in run.latents.columns:
+            cosine_against_nrn(run.latents, run.out / "figures" / "cosine_nrn.png")
+    except ImportError as err:
+        log.warning("No figures: %s", err)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _evaluation_lines(run: Run) -> list[str]:
+    names = [source.name for source in run.crosscoder.sources]
+    header = ["held-out text", "tokens", "L0", *(f"EV {name}" for name in names), "EV diff"]
+    rows = [header]
+    for kind, scores in run.reconstruction.items():
+        rows.append(
+            [
+                kind,
+                str(scores.n_tokens),
+                f"{scores.l0:.1f}",
+                *(f"{scores.explained_variance[name]:.4f}" for name in names),
+                _number(scores.difference),
+            ]
+        )
+        if scores.token_means is not None:
+            rows.append(
+                [
+                    "  token means",
+                    "",
+                    "",
+                    *(f"{scores.token_means[name]:.4f}" for name in names),
+                    _number(scores.token_means_difference),
+                ]
+            )
+    lines = [
+        "Explained variance (diff = second minus first source) beside a table of token means:",
+        *_aligned(rows),
+    ]
+    splice = [["spliced into", "text", "KL (nats)", "CE clean", "CE spliced", "CE ablated", "CE recovered"]]
+    for kind, per_model in run.splice.items():
+        for name, s in per_model.items():
+            splice.append(
+                [
+                    name,
+                    kind,
+                    *(f"{v:.4f}" for v in (s.kl, s.ce_clean, s.ce_spliced, s.ce_ablated, s.loss_recovered)),
+                ]
+            )
+    return [
+        *lines,
+        "",
+        "Reconstruction in place of the activation (ablated = zeros in its place):",
+        *_aligned(splice),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

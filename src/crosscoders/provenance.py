@@ -1,0 +1,84 @@
+"""Where a result comes from: versions, machine, config, data; and a manifest of what was written."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from crosscoders._io import atomic_write_json, sha256_file
+from crosscoders._typing import typed
+from crosscoders._version import __version__
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "numpy",
+    "safetensors",
+    "jaxtyping",
+    "beartype",
+    "triton",
+)
+
+
+@typed
+def data_fingerprint(tokens: Int[Tensor, "batch pos"]) -> str:
+    """SHA-256 of a tensor of token ids and its shape."""
+    digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
+    digest.update(tokens.to(torch.int64).contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@typed
+def run_record(*, config: Mapping[str, Any], seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Args:
+        config: The full configuration, JSON-ready.
+        seed: The seed that everything random derives from.
+        data: Fingerprints and sizes of the data.
+    """
+    return {
+        "format": "crosscoders-run",
+        "format_version": 1,
+        "library_version": __version__,
+        "versions": {name: version for name in _PACKAGES if (version := _version_of(name))},
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "seed": seed,
+        "data": dict(data),
+        "config": dict(config),
+    }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@typed
+def write_manifest(folder: Path) -> None:
+    """Write `manifest.json`: SHA-256 and size of every other file below a folder, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    entries = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in files
+    }
+    atomic_write_json(
+        folder / "manifest.json", {"format": "crosscoders-manifest", "format_version": 1, "files": entries}
+    )

@@ -1,0 +1,147 @@
+"""Read tiny-reasoner's language back: label the acts in any text, the models' own samples included, as the
+grammar does.
+
+The parser sees tokens alone. It recognises each clause by its words and works out for itself whether a step
+is right, so
+its labels agree with the generator's on generated text and extend to text that no generator wrote.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from crosscoders.reasoning import CATEGORIES
+from crosscoders.zoo.arithmetic import apply
+from crosscoders.zoo.text import MARKERS, LabelledText
+from crosscoders.zoo.vocabulary import vocabulary
+
+_STEP = r"(?P<left>\d+) (?P<op>[+x-]) (?P<right>\d+) = (?P<result>\d+)\."
+_OPENINGS: dict[str, str] = {
+    "self-reflection": rf"(?P<reflection>Wait, let me check that:|Hold on, is that right\?|Let me check again:) {_STEP}",
+    "alternative": rf"(?P<switch>Alternatively,|Another way:|Or we can do) {_STEP}",
+    "contrastive": rf"(?P<contrast>But|However,|Yet) (?:that is not right: {_STEP}|I said \d+\.|there is more to do\.)",
+    "deductive": r"(?P<conclusion>Therefore,|Thus,|So) "
+    r"(?:the answer is \d+\.|it is \d+, not \d+\.|we have \d+(?: [+x-] \d+)*\.)",
+    "step": rf"(?P<lead>First,|Then|Next,) {_STEP}",
+}
+
+
+def _unique_groups(name: str, pattern: str) -> str:
+    """Regular expressions allow each group name once; keep the parts of a step apart by act."""
+    for part in ("left", "op", "right", "result"):
+        pattern = pattern.replace(
+            f"?P<{part}>", f"?P<{part}_{CATEGORIES.index(name) if name in CATEGORIES else 'step'}>"
+        )
+    return f"(?P<act_{CATEGORIES.index(name) if name in CATEGORIES else 'step'}>{pattern})"
+
+
+_ACT = re.compile("|".join(_unique_groups(name, pattern) for name, pattern in _OPENINGS.items()))
+_ANSWER = re.compile(r"Answer: (\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One recognised clause: its category (None for a plain step), its words, and the step in it, if any."""
+
+    category: str | None
+    start: int
+    end: int
+    words: str
+    step: tuple[int, str, int, int] | None
+    result_at: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the step in the clause is arithmetically right (True where there is none)."""
+        return self.step is None or apply(self.step[1], self.step[0], self.step[2]) == self.step[3]
+
+
+def to_text(ids: Sequence[int]) -> str:
+    """Text of token ids, with the leading space of the first word kept."""
+    words = vocabulary()
+    return "".join(words[index] for index in ids).replace("\u2581", " ")
+
+
+def acts(text: str) -> list[Act]:
+    """All recognised clauses of a text in order (character offsets)."""
+    found = []
+    for match in _ACT.finditer(text):
+        kind = str(match.lastgroup).removeprefix("act_")
+        groups = [
+            match.group(f"{part}_{kind}") if f"{part}_{kind}" in match.groupdict() else None
+            for part in _PARTS
+        ]
+        step = None
+        if groups[3] is not None:
+            step = (int(str(groups[0])), str(groups[1]), int(str(groups[2])), int(groups[3]))
+        result_at = match.start(f"result_{kind}") if step else -1
+        category = None if kind == "step" else CATEGORIES[int(kind)]
+        found.append(Act(category, match.start(), match.end(), match.group(), step, result_at))
+    return found
+
+
+_PARTS = ("left", "op", "right", "result")
+
+
+def parse(ids: Sequence[int], *, origin: str = "sample") -> LabelledText:
+    """Label a token sequence. `p_category` stays zero: only the generator knows its own probabilities."""
+    text = to_text(ids)
+    ends = list(accumulate(len(vocabulary()[index]) for index in ids))
+    labelled = LabelledText(origin)
+    n = len(ids)
+    labelled.ids = list(ids)
+    labelled.function, labelled.form, labelled.onset = [-1] * n, [-1] * n, [-1] * n
+    labelled.is_slip, labelled.slip_pending = [False] * n, [False] * n
+    labelled.p_category = [(0.0,) * len(CATEGORIES)] * n
+    asked = re.search(r"(?:Thoughts|Solution):", text)
+    n_prompt = bisect_left(ends, asked.end()) + 1 if asked else 0
+    labelled.is_prompt = [at < n_prompt for at in range(n)]
+    _label_acts(labelled, acts(text), ends)
+    return labelled
+
+
+def _label_acts(labelled: LabelledText, found: list[Act], ends: list[int]) -> None:
+    slip_from: int | None = None
+    for act in found:
+        first, last = bisect_right(ends, act.start), bisect_left(ends, act.end)
+        if act.category is not None:
+            category, form = CATEGORIES.index(act.category), MARKERS.index(re.split(r"[ ,]", act.words)[0])
+            labelled.function[first : last + 1] = [category] * (last + 1 - first)
+            labelled.form[first : last + 1] = [form] * (last + 1 - first)
+            if first:
+                labelled.onset[first - 1] = category
+        if act.step is None:
+            continue
+        result = bisect_right(ends, act.result_at)
+        if slip_from is not None and act.is_right and act.category is not None:
+            _mark_pending(labelled, slip_from, result)
+            slip_from = None
+        elif slip_from is None and not act.is_right and act.category is None:
+            slip_from = result
+            labelled.is_slip[result:last] = [True] * (last - result)
+    if slip_from is not None:
+        _mark_pending(labelled, slip_from, len(labelled))
+
+
+def _mark_pending(labelled: LabelledText, start: int, stop: int) -> None:
+    labelled.slip_pending[start:stop] = [True] * (stop - start)
+
+
+def reflections(ids: Sequence[int]) -> int:
+    """Well-formed reflections: a marker, its check clause and a recomputed step; the same one repeated in a
+    row counts once.
+    """
+    count, previous = 0, None
+    for act in acts(to_text(ids)):
+        if act.category == "self-reflection" and act.words != previous:
+            count += 1
+        previous = act.words
+    return count
+
+
+def final_answer(ids: Sequence[int]) -> int | None:
+    """The last `Answer: N.` of a text, or None."""
+    found = _ANSWER.findall(to_text(ids))
+    return int(found[-1]) if found else None
