@@ -233,7 +233,6 @@ class ActivationBuffer:
         self._tokens_served = state["tokens_served"]
         self._unique_tokens_served = state["unique_tokens_served"]
         self._stream.n_dropped = self._n_dropped_before
-        self._stream.forget_position()
         self._is_ended = False
         first_batch, first_row = state["start"]
         start = (first_batch, first_row)

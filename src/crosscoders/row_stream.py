@@ -94,10 +94,6 @@ class RowStream:
         sequence = self._sequence()
         return None if sequence is None else sum(int(self._is_kept(tokens).sum()) for tokens in sequence)
 
-    def forget_position(self) -> None:
-        """Let go of the harvested rows, so that the next `seek` reads its token batch anew."""
-        self._pending, self._position = None, None
-
     def seek(self, position: tuple[int, int]) -> None:
         """Make `position` the next row; a no-op where it already is.
 

@@ -252,6 +252,19 @@ def test_outliers_are_dropped_counted_and_the_same_in_every_epoch() -> None:
         assert buffer.n_tokens is None
 
 
+def test_outliers_after_the_last_kept_row_are_counted_in_every_epoch() -> None:
+    buffer = toy_buffer(
+        toy_batches(per_batch=1),
+        harvester=ToyHarvester(outliers=range(19_000, 19_007)),
+        max_norm_multiple=50.0,
+        epochs=3,
+        batch_tokens=7,
+        max_bytes=7 * 16 + 7 * 24,
+    )
+    assert len(served_ids(buffer)) == 3 * 133
+    assert buffer.n_dropped_outliers == 3 * 7
+
+
 def test_outlier_limits_are_a_multiple_of_the_first_windows_median_norm() -> None:
     buffer = toy_buffer(max_norm_multiple=3.0, max_bytes=1 << 20)
     rows = torch.cat([ToyHarvester().harvest(tokens).flatten(0, 1) for tokens in toy_batches()])
@@ -304,11 +317,14 @@ def test_bfloat16_rows_are_the_rounded_live_rows() -> None:
     assert {tuple(row.tolist()) for row in served} == {tuple(row.tolist()) for row in live}
 
 
-def test_a_failed_harvest_can_be_tried_again() -> None:
+@pytest.mark.parametrize("failing_call", range(7))
+def test_a_failed_harvest_can_be_tried_again(failing_call: int) -> None:
     class Flaky(ToyHarvester):
+        has_failed = False
+
         def harvest(self, tokens: Tensor) -> Tensor:
-            if self.calls == 4:
-                self.calls += 1
+            if self.calls == failing_call and not self.has_failed:
+                self.has_failed = True
                 raise OSError("device lost")
             return super().harvest(tokens)
 
@@ -318,6 +334,28 @@ def test_a_failed_harvest_can_be_tried_again() -> None:
         served.extend(buffer)
     served.extend(buffer)
     assert sorted(served_ids(served)) == ALL
+
+
+def test_a_failed_harvest_of_a_one_shot_iterator_never_skips_rows() -> None:
+    class Broken(ToyHarvester):
+        def harvest(self, tokens: Tensor) -> Tensor:
+            raise OSError("device lost")
+
+    buffer = toy_buffer(iter(toy_batches()), harvester=Broken())
+    with pytest.raises(OSError, match="device lost"):
+        next(buffer)
+    with pytest.raises(ValueError, match="one-shot iterator and cannot be read again"):
+        next(buffer)
+
+
+def test_a_state_between_windows_harvests_no_served_window_again() -> None:
+    buffer = toy_buffer()
+    n_first = sum(len(batch) for batch in itertools.islice(buffer, buffer._window_rows // 8))
+    harvester = ToyHarvester()
+    resumed = toy_buffer(harvester=harvester)
+    resumed.load_state_dict(buffer.state_dict())
+    assert len(served_ids(resumed)) == 140 - n_first
+    assert harvester.calls == sum(21 * (i + 1) > n_first for i in range(len(toy_batches())))
 
 
 def test_a_state_of_other_data_or_settings_raises() -> None:
