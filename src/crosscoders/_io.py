@@ -45,6 +45,16 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     _fsync(path.parent)
 
 
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8 through `atomic_write`.
+
+    Args:
+        path: Final name.
+        text: The whole content.
+    """
+    atomic_write(path, lambda temporary: _write_text(temporary, text))
+
+
 def atomic_write_json(path: Path, obj: Any) -> None:
     """Write `obj` as indented JSON through `atomic_write`; NaN and infinity are refused.
 
@@ -55,8 +65,7 @@ def atomic_write_json(path: Path, obj: Any) -> None:
     Raises:
         ValueError: `obj` holds NaN or infinity, which JSON cannot express.
     """
-    text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
+    atomic_write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
 def sha256_file(path: Path) -> str:
