@@ -68,9 +68,16 @@ def test_logged_total_is_the_optimized_total(activation_fn: ActivationFn, object
         assert math.isclose(report.scalars()["loss"], parts, rel_tol=1e-5)
 
 
+class Trail(Trainer):
+    """Keeps the moving threshold of each step, which calibration overwrites in the end."""
+
+    def after_optimizer_step(self) -> None:
+        self.__dict__.setdefault("trail", []).append(float(self.crosscoder.activation.threshold))
+
+
 @pytest.mark.parametrize("observed", ["log", "evaluate", "checkpoint", "callbacks"])
 def test_no_way_of_observing_changes_a_bit(tmp_path: Path, observed: str) -> None:
-    plain = toy_trainer()
+    plain = toy_trainer(cls=Trail)
     plain.fit(toy_batches())
     rows = toy_rows(50, seed=77)
     for interval in (1, 5):
@@ -89,8 +96,9 @@ def test_no_way_of_observing_changes_a_bit(tmp_path: Path, observed: str) -> Non
                 "callbacks": [History(), ProgressBar(), Reports()],
             },
         }[observed]
-        trainer = toy_trainer(**options)
+        trainer = toy_trainer(cls=Trail, **options)
         trainer.fit(toy_batches())
+        assert trainer.__dict__["trail"] == plain.__dict__["trail"]
         assert same_bits(weights(trainer.crosscoder), weights(plain.crosscoder))
         assert torch.equal(trainer.tokens_since_fired, plain.tokens_since_fired)
 

@@ -105,7 +105,8 @@ class _Jump(torch.autograd.Function):
         return torch.where(pre_acts > threshold, pre_acts, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grad_outputs
         pre_acts, threshold = ctx.saved_tensors
         inside = _window(pre_acts, threshold, ctx.bandwidth)
         grad_threshold = -(threshold / ctx.bandwidth) * (grad * inside).sum(dim=0)
@@ -120,7 +121,8 @@ class _Step(torch.autograd.Function):
         return (pre_acts > threshold).to(pre_acts.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
+        (grad,) = grad_outputs
         pre_acts, threshold = ctx.saved_tensors
         inside = _window(pre_acts, threshold, ctx.bandwidth)
         return None, -(grad * inside).sum(dim=0) / ctx.bandwidth, None
