@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from crosscoders.errors import AdapterMismatchError
-from crosscoders.models import LanguageModel, load_model
+from crosscoders.models import LanguageModel, generate, load_model
 from crosscoders.models.hooks import residual_hook_names
-from tests.data.toy_models import random_tokens, toy_model, toy_tokenizer
+from tests.data.toy_models import random_tokens, toy_gpt2, toy_model, toy_tokenizer
 
 
 def hook_count(module: nn.Module) -> int:
@@ -254,11 +254,27 @@ def test_a_local_directory_loads_with_its_tokenizer(
     tokenizer.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, name="saved")
     assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert loaded.tokenizer("w5 <eos> w9")["input_ids"] == [5, 1, 9]
     assert (loaded.model_id, loaded.d_model, loaded.n_layers, loaded.n_ctx) == (str(tmp_path), 16, 3, 64)
     assert torch.equal(
         loaded.logits(random_tokens(1, 5)), load_model(hf_model, name="live").logits(random_tokens(1, 5))
     )
     assert load_model(str(tmp_path), name="half", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_another_family_with_learned_positions_is_read_edited_and_continued() -> None:
+    hf_model = toy_gpt2()
+    model, tokens = load_model(hf_model, name="gpt2"), random_tokens(2, 6)
+    captured = model.capture(tokens, ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"])
+    bridged = load_model(model.bridge, name="bridge").capture(tokens, list(captured))
+    for name, activation in captured.items():
+        assert_close(activation, bridged[name], rtol=1e-4, atol=2e-5)
+    plain = model.logits(tokens)
+    with model.edit("half", lambda activation: 2.0 * activation):
+        assert (hf_model(tokens).logits - plain).abs().max() > 0.01
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    alone = [generate(model, [prompt], max_new_tokens=9, stop_ids=())[0] for prompt in prompts]
+    assert generate(model, prompts, max_new_tokens=9, stop_ids=()) == alone
 
 
 def test_what_cannot_be_loaded_raises(tmp_path: Path, hf_model: Qwen2ForCausalLM) -> None:

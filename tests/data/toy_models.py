@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 N_VOCAB = 40
 
@@ -24,6 +24,16 @@ def toy_model(*, n_layers: int = 3, d_model: int = 16, seed: int = 0) -> Qwen2Fo
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config).eval()
+
+
+def toy_gpt2() -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=N_VOCAB, n_embd=16, n_layer=3, n_head=2, n_positions=64, initializer_range=0.3,
+        bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config).eval()
 
 
 def toy_tokenizer(*, swapped: tuple[int, int] | None = None, bos: bool = False) -> PreTrainedTokenizerFast:

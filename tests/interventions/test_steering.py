@@ -148,6 +148,13 @@ def test_after_a_marker_means_strictly_after_it_in_each_row(
     assert [a != p for a, p in zip(answers, plain)][1:3] == [True, True]  # the two rows with a marker
 
 
+def test_padding_is_no_marker_even_if_it_has_its_id(model: LanguageModel, crosscoder: Crosscoder) -> None:
+    with SteeringHook(crosscoder, {4: 3.0}, source="base", after=0).on(model):
+        together = generate(model, PROMPTS, max_new_tokens=6, stop_ids=())
+        alone = [generate(model, [prompt], max_new_tokens=6, stop_ids=())[0] for prompt in PROMPTS]
+    assert together == alone
+
+
 def test_rows_that_stop_do_not_shift_the_marker_of_the_others(
     model: LanguageModel, crosscoder: Crosscoder
 ) -> None:

@@ -144,8 +144,8 @@ def _own_tokenizer(where: str, *, revision: str | None) -> Any:
     directory = Path(where)
     if directory.is_dir() and not any((directory / file).exists() for file in _TOKENIZER_FILES):
         return None
-    # Files that declare the generic class mean their tokenizer.json as it stands. AutoTokenizer overrides that
-    # by the model type's own class (transformers 5.23: any qwen2 model gets byte-level splitting).
+    # Files that declare the generic class mean their tokenizer.json as it stands. AutoTokenizer overrides
+    # that by the model type's own class (transformers 5.23: any qwen2 model gets byte-level splitting).
     declared = get_tokenizer_config(where, revision=revision or "main").get("tokenizer_class")
     kind = PreTrainedTokenizerFast if declared in _GENERIC_TOKENIZERS else AutoTokenizer
     return kind.from_pretrained(where, revision=revision or "main")
