@@ -1,5 +1,6 @@
 """The runtime shape checks keep what they decorate working."""
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import Float, TypeCheckError
@@ -19,6 +20,7 @@ def quiet_double(x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"
     return 2 * x
 
 
+@pytest.mark.skipif(jaxtyping.config.jaxtyping_disable, reason="JAXTYPING_DISABLE turns the checks off")
 def test_wrong_rank_and_dtype_raise() -> None:
     for bad in (torch.ones(3), torch.ones(2, 2, dtype=torch.int64)):
         with pytest.raises(TypeCheckError):
