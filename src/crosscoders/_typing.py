@@ -2,7 +2,8 @@
 
 Axis legend (no other names): batch (tokens as rows), width (all sources side by side), latent, source,
 d_model (one source), pos (position in a sequence), vocab. `nnz` and `row` count the stored entries and row
-pointers of sparse latents.
+pointers of sparse latents, `held_out` rows of held-out text and `chosen` those picked from a table;
+`category` is a category of reasoning.
 """
 
 import functools

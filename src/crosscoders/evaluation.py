@@ -1,6 +1,4 @@
-"""Held-out evaluation: explained variance per source and of the difference, sparsity, and the baseline to
-beat.
-"""
+"""Held-out evaluation: explained variance per source and of the difference, sparsity, and a baseline."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from crosscoders.sources import Source, width
 
 
 class TokenMeans:
-    """A table of mean activations per token id: what one can say of an activation without looking at its
-    context.
+    """A table of mean activations per token id: what one can say of them without looking at the context.
 
     A crosscoder that explains no more than this table has learned the tokens, not the models.
 
@@ -49,6 +46,12 @@ class TokenMeans:
     def predict(self, token_ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
         """Mean activation of each token; a token that the table never saw gets the mean of all tokens.
 
+        Args:
+            token_ids: The token at each row.
+
+        Returns:
+            Raw activations in float32, on the CPU.
+
         Raises:
             ValueError: The table is empty.
         """
@@ -67,10 +70,16 @@ class TokenMeans:
 class ReconstructionScores:
     """How well held-out activations are reconstructed (raw space).
 
-    `difference` is the explained variance of second minus first source, None unless there are two of equal
-    width;
-    `token_means` and `token_means_difference` are the same figures for the table of token means, None
-    without a table.
+    Explained variance is that of `crosscoders.metrics.ExplainedVariance`: 1 - residual / variance about the
+    held-out mean, ratio of sums.
+
+    Args:
+        n_tokens: Tokens measured.
+        l0: Mean number of latents that fire on a token; NaN without tokens.
+        explained_variance: By source name.
+        difference: Explained variance of second minus first source; None unless there are two of equal width.
+        token_means: `explained_variance` of the table of token means; None without a table.
+        token_means_difference: `difference` of the table of token means; None without a table.
     """
 
     n_tokens: int
@@ -101,7 +110,12 @@ class ReconstructionScorer:
     def update(
         self, rows: Float[Tensor, "batch width"], token_ids: Int[Tensor, " batch"] | None = None
     ) -> None:
-        """Add raw activations (and their token ids, if there is a baseline table)."""
+        """Add some tokens.
+
+        Args:
+            rows: Raw activations.
+            token_ids: The token at each row; needed if there is a baseline table.
+        """
         latents = self._crosscoder.encode(rows)
         self._model.update(rows, self._crosscoder.decode(latents))
         if self._token_means is not None and token_ids is not None:
@@ -112,6 +126,9 @@ class ReconstructionScorer:
     @typed
     def scores(self) -> ReconstructionScores:
         """Figures over everything seen.
+
+        Returns:
+            The figures; those of the baseline only where there is a table.
 
         Raises:
             ValueError: Fewer than two tokens, or activations without variance.
@@ -133,14 +150,20 @@ class ReconstructionScorer:
 
 
 @typed
-def evaluate(crosscoder: Crosscoder, batches: Iterable[Float[Tensor, "batch width"]]) -> dict[str, float]:
+def evaluate(crosscoder: Crosscoder, batches: Iterable[Float[Tensor, "_ width"]]) -> dict[str, float]:
     """Explained variance per source and of the difference, and L0, as flat figures for logging.
 
     Leaves the crosscoder in the mode it had.
 
     Args:
         crosscoder: Any crosscoder.
-        batches: Held-out raw activations.
+        batches: Held-out raw activations, in batches of any sizes.
+
+    Returns:
+        Keys "ev/<source>", "l0", and "ev/difference" for two sources of equal width.
+
+    Raises:
+        ValueError: Fewer than two tokens, or activations without variance.
     """
     was_training = crosscoder.training
     crosscoder.eval()

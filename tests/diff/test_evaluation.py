@@ -49,8 +49,15 @@ def test_token_mean_baseline_explains_nothing_when_all_tokens_are_one():
     scorer = ReconstructionScorer(crosscoder, means)
     scorer.update(rows, ids)
     scores = scorer.scores()
-    assert scores.token_means is not None and scores.token_means["base"] == pytest.approx(0.0, abs=1e-6)
+    assert scores.token_means is not None
+    assert scores.token_means["base"] == pytest.approx(0.0, abs=1e-6)
     assert scores.token_means_difference == pytest.approx(0.0, abs=1e-6)
+
+
+def test_batches_may_differ_in_size():
+    crosscoder, rows = toy_crosscoder(ReLU(), n_latents=4).eval(), toy_rows(9)
+    for _ in range(30):  # the checker looks at one batch drawn by chance
+        assert evaluate(crosscoder, rows.split(5)) == evaluate(crosscoder, rows.split(5))
 
 
 def test_evaluation_leaves_mode_and_weights_alone():

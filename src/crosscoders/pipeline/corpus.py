@@ -31,16 +31,20 @@ class Corpus:
     """
 
     train: Int[Tensor, "batch pos"]
-    held_out: Int[Tensor, "batch2 pos"]
-    origin: Int[Tensor, "batch2 pos"]
+    held_out: Int[Tensor, "held_out pos"]
+    origin: Int[Tensor, "held_out pos"]
     origins: tuple[str, ...] = ("text",)
-    answers: Mapping[str, Int[Tensor, "batch2 pos"]] = field(default_factory=dict)
+    answers: Mapping[str, Int[Tensor, "held_out pos"]] = field(default_factory=dict)
     exclude_token_ids: tuple[int, ...] = ()
 
     @typed
-    def counted(self, data: DataConfig) -> Bool[Tensor, "batch2 pos"]:
-        """Which held-out tokens are measured: those of known origin, without special tokens and leading
-        positions.
+    def counted(self, data: DataConfig) -> Bool[Tensor, "held_out pos"]:
+        """Which held-out tokens are measured.
+
+        Those of known origin, special tokens and leading positions left out.
+
+        Args:
+            data: Says how many leading positions.
         """
         keep = (self.origin >= 0) & ~torch.isin(
             self.held_out, torch.tensor(self.exclude_token_ids, dtype=torch.int64)
@@ -50,7 +54,15 @@ class Corpus:
 
     @typed
     def held_out_batches(self, sources: ModelSources, data: DataConfig) -> Iterator[TokenBatch]:
-        """Held-out activations in the order of the text, a few rows of text at a time."""
+        """Held-out activations in the order of the text, a few rows of text at a time.
+
+        Args:
+            sources: The models that read it.
+            data: Says how many rows at a time, and which positions count.
+
+        Yields:
+            The counted tokens of those rows; rows without any are left out.
+        """
         keep = self.counted(data)
         for start in range(0, len(self.held_out), data.sequences_per_harvest):
             rows = slice(start, start + data.sequences_per_harvest)
@@ -67,14 +79,19 @@ class Corpus:
 
 
 @typed
-def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "batch pos"]]:
-    """The training rows in groups that go through the models together."""
+def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "_ pos"]]:
+    """The training rows in groups that go through the models together.
+
+    Args:
+        corpus: The tokens.
+        data: Says how many rows make a group.
+    """
     return list(corpus.train.split(data.sequences_per_harvest))
 
 
 @typed
 def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed: int) -> Corpus:
-    """Tokenise a file of documents, pack it, and hold some rows out.
+    """Tokenize a file of documents, pack it, and hold some rows out.
 
     Args:
         path: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line).
@@ -82,8 +99,12 @@ def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed
         data: Lengths and sizes.
         seed: Chooses the held-out rows.
 
+    Returns:
+        The packed tokens, with the answers to the lexical questions.
+
     Raises:
-        ValueError: No tokenizer, or too little text to train on after holding some out.
+        ValueError: No tokenizer, one without a token to fill rows with, or too little text to train on after
+            holding some out.
     """
     if tokenizer is None:
         raise ValueError(
@@ -95,15 +116,17 @@ def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     if pad is None:
         raise ValueError(
-            "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows with."
+            "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows "
+            "with; set tokenizer.pad_token."
         )
     rows = pack_tokens(documents, length=data.sequence_length, pad_id=pad)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     n_held_out = _rows_for(rows, data.held_out_tokens, special)
     if len(rows) - n_held_out < 1:
         raise ValueError(
-            f"corpus_from_text: {path} packs into {len(rows)} rows of {data.sequence_length} tokens, and holding out "
-            f"{data.held_out_tokens} tokens takes {n_held_out} of them; give more text or lower data.held_out_tokens."
+            f"corpus_from_text: {path} packs into {len(rows)} rows of {data.sequence_length} tokens, and "
+            f"holding out {data.held_out_tokens} tokens takes {n_held_out} of them; give more text or lower "
+            "data.held_out_tokens."
         )
     held_out, train = rows[:n_held_out], rows[n_held_out:]
     if data.n_tokens is not None:
