@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crosscoders._io import atomic_write
+from crosscoders._io import atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.kernels import SparseLatents
@@ -23,9 +23,11 @@ from crosscoders.reasoning import Enrichment
 class TokenBatch:
     """Activations of some tokens in a known order, with the answers that the caller knows about them.
 
-    `rows` are raw activations; `token_ids` what the models read; `origin` indexes the caller's kinds of
-    text; `answers` holds,
-    per question, 1 for yes, 0 for no and -1 for not asked.
+    Args:
+        rows: Raw activations.
+        token_ids: What the models read.
+        origin: Index into the caller's kinds of text.
+        answers: For each question one answer per token: 1 yes, 0 no, -1 not asked.
     """
 
     rows: Float[Tensor, "batch width"]
@@ -38,12 +40,16 @@ class TokenBatch:
 class LatentTable:
     """Columns of equal length, one entry per latent; `latent` holds each row's number in the crosscoder.
 
-    `norm_l2/<source>` and `norm_l1/<source>` are decoder norms in normalised space; `nrn_l2`, `nrn_l1`
-    (normalised space) and
-    `nrn_l2_raw`, `nrn_l1_raw` (raw space) exist for two sources, `decoder_cosine` for two of equal width;
-    `frequency` is the
-    share of tokens on which the latent fires, `mean_activation` its mean where it fires; `auroc/<question>`,
-    `precision/<question>`, `recall/<question>` are its enrichment. NaN means undefined, never zero.
+    `norm_l2/<source>` and `norm_l1/<source>` are decoder norms in normalized space; `nrn_l2`, `nrn_l1`
+    (normalized space) and `nrn_l2_raw`, `nrn_l1_raw` (raw space) exist for two sources, `decoder_cosine` for
+    two of equal width (all as defined in `crosscoders.metrics`); `frequency` is the share of tokens on which
+    the latent fires, `mean_activation` its mean where it fires, `max_activation` its largest value;
+    `auroc/<question>`, `precision/<question>`, `recall/<question>` are its enrichment
+    (`crosscoders.reasoning.Enrichment`). NaN means undefined, never zero.
+
+    Args:
+        columns: Columns by name.
+        n_tokens: Tokens that the table was measured on.
     """
 
     columns: Mapping[str, Tensor]
@@ -59,12 +65,24 @@ class LatentTable:
 
     @typed
     def select(self, rows: Bool[Tensor, " latent"] | Int[Tensor, " chosen"]) -> "LatentTable":
-        """Some rows, by mask or by position, as a table of their own."""
+        """Some rows as a table of their own.
+
+        Args:
+            rows: Mask over the rows, or positions in the wanted order.
+        """
         return LatentTable({name: column[rows] for name, column in self.columns.items()}, self.n_tokens)
 
     @typed
     def sort(self, column: str, *, descending: bool = True) -> "LatentTable":
-        """Rows in the order of a column; undefined entries come last."""
+        """Rows in the order of a column; undefined entries come last.
+
+        Args:
+            column: Column to sort by.
+            descending: Largest first.
+
+        Raises:
+            KeyError: No such column.
+        """
         key = self[column].double()
         key = torch.where(key.isnan(), -torch.inf, key if descending else -key)
         return self.select(torch.argsort(key, descending=True, stable=True))
@@ -90,6 +108,9 @@ class LatentTable:
     def best(self, question: str) -> int:
         """Number of the latent with the highest AUROC on a question.
 
+        Args:
+            question: A whole question such as "onset/deductive".
+
         Raises:
             KeyError: No such question.
             ValueError: The question was never answered both ways, so that no latent has a score.
@@ -103,27 +124,37 @@ class LatentTable:
 
     @typed
     def to_csv(self, path: str | Path) -> None:
-        """Write the table as CSV (numbers with nine significant digits, undefined ones empty)."""
-        atomic_write(Path(path), lambda temporary: _write_text(temporary, self._csv()))
+        """Write the table as CSV (numbers with nine significant digits, undefined ones empty).
+
+        Args:
+            path: File to write; its folder must exist.
+        """
+        atomic_write_text(Path(path), self._csv())
 
     @typed
     def to_json(self, path: str | Path) -> None:
-        """Write the table as JSON: `{"n_tokens": ..., "columns": {name: [...]}}` with null for undefined."""
+        """Write the table as JSON: `{"n_tokens": ..., "columns": {name: [...]}}` with null for undefined.
+
+        Args:
+            path: File to write; its folder must exist.
+        """
         content = {
             "n_tokens": self.n_tokens,
             "columns": {name: _plain(column) for name, column in self.columns.items()},
         }
-        atomic_write(
-            Path(path), lambda temporary: _write_text(temporary, json.dumps(content, allow_nan=False))
-        )
+        atomic_write_text(Path(path), json.dumps(content, allow_nan=False))
 
     @classmethod
     @typed
     def from_json(cls, path: str | Path) -> "LatentTable":
-        """Read a table that `to_json` wrote."""
-        content = json.loads(Path(path).read_text())
+        """Read a table that `to_json` wrote; every number comes back as it was.
+
+        Args:
+            path: The file.
+        """
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         columns = {
-            name: torch.tensor([float("nan") if v is None else v for v in values])
+            name: torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float64)
             for name, values in content["columns"].items()
         }
         columns["latent"] = columns["latent"].long()
@@ -144,13 +175,14 @@ class LatentTable:
     def summary(self) -> str:
         """What the norms screen says, in a few lines of text."""
         fired = self["frequency"] > 0
+        n_fired = int(fired.sum())
         lines = [
-            f"{len(self)} latents on {self.n_tokens} tokens: {int(fired.sum())} fire, {int((~fired).sum())} never do."
+            f"{len(self)} latents on {self.n_tokens} tokens: {n_fired} fire, {len(self) - n_fired} never do."
         ]
         if "nrn_l2" in self.columns:
             nrn = self["nrn_l2"][fired]
             lines.append(
-                "NRN (L2, normalised space; 0 = first source only, 1 = second only) of the latents that fire:"
+                "NRN (L2, normalized space; 0 = first source only, 1 = second only) of the latents that fire:"
             )
             edges = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.7), (0.7, 0.9), (0.9, 1.0))
             for low, high in edges:
@@ -158,18 +190,14 @@ class LatentTable:
                 lines.append(f"  {low:.1f} to {high:.1f}: {n}")
             one_sided = int(((nrn < 0.1) | (nrn > 0.9)).sum())
             lines.append(
-                f"Latents of one source by the norm screen (NRN below 0.1 or above 0.9): {one_sided or 'none'}."
-                + (" A screen only: nothing here has been verified." if one_sided else "")
+                "Latents of one source by the norm screen (NRN below 0.1 or above 0.9): "
+                + (f"{one_sided}. A screen only: nothing here has been verified." if one_sided else "none.")
             )
         return "\n".join(lines)
 
 
 def _plain(column: Tensor) -> list[float | int | None]:
     return [None if isinstance(value, float) and value != value else value for value in column.tolist()]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 @typed
@@ -248,7 +276,10 @@ def nonzero_latents(
     """Token, latent and activation of every latent that fires, on the CPU.
 
     Args:
-        latents: Dense [batch latent] or sparse latents.
+        latents: Dense latents [batch latent], or sparse ones.
+
+    Returns:
+        Three tensors of equal length, ordered by token.
     """
     if isinstance(latents, SparseLatents):
         rows = torch.repeat_interleave(
