@@ -10,7 +10,7 @@ from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
 from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
 from crosscoders.harvest import ModelSources, load_sources
-from crosscoders.interventions import SteeringHook
+from crosscoders.interventions import AddVector, SteeringHook
 from crosscoders.kernels import SparseLatents
 from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
 from crosscoders.losses import (
@@ -28,6 +28,7 @@ from crosscoders.models import LanguageModel, load_model
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.diff import diff
 from crosscoders.pipeline.run import Run
+from crosscoders.pretrained import from_pretrained
 from crosscoders.sources import Source, scale_from_mean_norm
 from crosscoders.training import Callback, History, ProgressBar, StepReport, Trainer, TrainerConfig
 
@@ -35,6 +36,7 @@ __all__ = [
     "ActivationBuffer",
     "ActivationFn",
     "AdapterMismatchError",
+    "AddVector",
     "AuxK",
     "BatchTopK",
     "Callback",
@@ -72,6 +74,7 @@ __all__ = [
     "TrainerConfig",
     "__version__",
     "diff",
+    "from_pretrained",
     "kernels",
     "load_model",
     "load_sources",

@@ -14,7 +14,7 @@ LAYERS: list[list[str]] = [
     ["sources < metrics", "kernels", "provenance"],
     ["activation_fns"],
     ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
-    ["evaluation", "reasoning < latents", "interventions < latents"],
+    ["evaluation", "interventions", "pretrained", "reasoning < latents"],
     ["training"],
     ["zoo", "report"],
     ["pipeline < cli", "testing"],
