@@ -30,7 +30,11 @@ _PACKAGES = (
 
 @typed
 def data_fingerprint(tokens: Int[Tensor, "batch pos"]) -> str:
-    """SHA-256 of a tensor of token ids and its shape."""
+    """Hex SHA-256 of a tensor's shape and token ids, the same for any integer dtype and device.
+
+    Args:
+        tokens: Token ids.
+    """
     digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
     digest.update(tokens.to(torch.int64).contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -44,6 +48,9 @@ def run_record(*, config: Mapping[str, Any], seed: int, data: Mapping[str, Any])
         config: The full configuration, JSON-ready.
         seed: The seed that everything random derives from.
         data: Fingerprints and sizes of the data.
+
+    Returns:
+        JSON-ready: format, versions, machine, seed, data and config.
     """
     return {
         "format": "crosscoders-run",
@@ -73,7 +80,11 @@ def _version_of(package: str) -> str | None:
 
 @typed
 def write_manifest(folder: Path) -> None:
-    """Write `manifest.json`: SHA-256 and size of every other file below a folder, by relative path."""
+    """Write `manifest.json`: SHA-256 and size of every other file below a folder, by relative path.
+
+    Args:
+        folder: A folder whose files are complete.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     entries = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}

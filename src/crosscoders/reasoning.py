@@ -1,6 +1,4 @@
-"""The paper's four reasoning categories, their lexicon, and how strongly each latent is tied to a question
-about tokens.
-"""
+"""The paper's four reasoning categories, their lexicon, and how well latents tell tokens apart by them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,10 +30,8 @@ def lexical_contrasts(
     """Questions that words alone can answer, for text without labels.
 
     `onset/<category>`: does one of the category's phrases start at the next token? `marker/<category>`:
-    does one start at
-    this token? Phrases are matched as token sequences, with and without a space before them. A word is not
-    an act: read a
-    latent that answers these as tied to the words until labels say more.
+    does one start at this token? Phrases are matched as token sequences, with and without a space before
+    them. A word is not an act: read a latent that answers these as tied to the words until labels say more.
 
     Args:
         tokens: Token ids.
@@ -48,8 +44,8 @@ def lexical_contrasts(
     contrasts = {}
     for category, phrases in (LEXICON if lexicon is None else lexicon).items():
         starts = torch.zeros_like(tokens, dtype=torch.bool)
-        for phrase in {variant for phrase in phrases for variant in (phrase, " " + phrase)}:
-            starts |= _phrase_starts(tokens, tokenizer.encode(phrase, add_special_tokens=False))
+        for written in {variant for phrase in phrases for variant in (phrase, " " + phrase)}:
+            starts |= _phrase_starts(tokens, tokenizer.encode(written, add_special_tokens=False))
         contrasts[f"onset/{category}"] = torch.cat(
             [starts[:, 1:], torch.zeros_like(starts[:, :1])], dim=1
         ).long()
@@ -69,14 +65,12 @@ def _phrase_starts(tokens: Tensor, phrase: list[int]) -> Tensor:
 
 
 class Enrichment:
-    """How well each latent's activation answers yes-or-no questions about tokens; streamed, any number of
-    tokens.
+    """How well each latent's activation answers yes-or-no questions about tokens, streamed over any number.
 
     Per latent and question: precision = P(yes | fired), recall = P(fired | yes) and the AUROC of the
-    activation. The AUROC
-    comes from a histogram with eight bins an octave, ties within a bin counted half (the exact value
-    differs by less than
-    0.01 in practice); silent latents tie at zero.
+    activation, P(a yes token activates it more than a no token) with ties counted half (the Mann-Whitney
+    statistic, as `crosscoders.metrics.auroc`). The AUROC comes from a histogram with eight bins an octave,
+    within which all tie (the exact value differs by less than 0.01 in practice); silent latents tie at zero.
 
     Args:
         n_latents: Latents of the crosscoder.
@@ -124,7 +118,14 @@ class Enrichment:
 
     @typed
     def asked(self, question: str) -> tuple[int, int]:
-        """Number of tokens with the answers no and yes."""
+        """Number of tokens with the answers no and yes.
+
+        Args:
+            question: Name of the question.
+
+        Raises:
+            KeyError: No such question.
+        """
         no, yes = self._asked[question].tolist()
         return int(no), int(yes)
 
@@ -132,10 +133,15 @@ class Enrichment:
     def scores(self, question: str) -> dict[str, Float[Tensor, " latent"]]:
         """Precision, recall and AUROC of every latent on one question.
 
+        Args:
+            question: Name of the question.
+
         Returns:
-            Keys "precision", "recall", "auroc". NaN where undefined: precision of a latent that never fired
-            on a token
-            asked about, recall without a yes, AUROC unless both answers occur.
+            Keys "precision", "recall", "auroc", in float64. NaN where undefined: precision of a latent that
+            never fired on a token asked about, recall without a yes, AUROC unless both answers occur.
+
+        Raises:
+            KeyError: No such question.
         """
         fired = self._fired[question].view(2, self.n_latents, N_BINS).double()
         n_no, n_yes = self._asked[question].double()

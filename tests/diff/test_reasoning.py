@@ -49,13 +49,14 @@ def test_constant_activation_has_auroc_one_half_and_a_perfect_one_has_one(genera
     activations = torch.zeros(N_TOKENS, N_LATENTS)
     activations[:, 0], activations[:, 1] = 1.0, answer.float()
     scores = streamed(activations, answer, chunk=100).scores("q")["auroc"]
-    assert scores[0] == 0.5 and scores[1] == 1.0 and scores[2] == 0.5
+    assert scores[:3].tolist() == [0.5, 1.0, 0.5]
 
 
 def test_question_without_both_answers_is_undefined_not_zero():
     activations = torch.ones(N_TOKENS, N_LATENTS)
     scores = streamed(activations, torch.zeros(N_TOKENS, dtype=torch.int64), chunk=100).scores("q")
-    assert bool(scores["auroc"].isnan().all()) and bool(scores["recall"].isnan().all())
+    assert bool(scores["auroc"].isnan().all())
+    assert bool(scores["recall"].isnan().all())
 
 
 class WordTokenizer:
@@ -79,4 +80,5 @@ def test_lexical_questions_find_phrases_with_and_without_a_space():
 
 
 def test_every_category_has_phrases():
-    assert set(LEXICON) == set(CATEGORIES) and all(LEXICON.values())
+    assert set(LEXICON) == set(CATEGORIES)
+    assert all(LEXICON.values())

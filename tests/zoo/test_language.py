@@ -15,7 +15,7 @@ from crosscoders.zoo.arithmetic import (
     is_allowed,
     is_held_out,
     sample_problem,
-    slip_value,
+    misread,
     worked_steps,
 )
 from crosscoders.zoo.base_text import (
@@ -64,7 +64,8 @@ def test_each_category_has_three_forms_that_are_drawn_alike():
         forms.update(text.form[i] for i in range(1, len(text)) if text.onset[i - 1] >= 0)
     for category in CATEGORIES:
         counts = [forms[MARKERS.index(marker)] for marker in FORMS[category]]
-        assert len(counts) >= 3 and max(counts) < 1.25 * min(counts)
+        assert len(counts) >= 3
+        assert max(counts) < 1.25 * min(counts)
 
 
 def test_training_text_never_asks_a_held_out_problem():
@@ -97,15 +98,19 @@ def test_answers_agree_with_python_and_steps_stay_in_range():
     for _ in range(500):
         problem = sample_problem(rng)
         assert answer(problem) == eval(problem.expression.replace("x", "*"))
-        assert is_allowed(problem) and all(0 <= step.result <= 999 for step in worked_steps(problem))
+        assert is_allowed(problem)
+        assert all(0 <= step.result <= 999 for step in worked_steps(problem))
         assert all(0 <= operand <= 99 for operand in problem.operands)
 
 
-def test_slip_values_are_wrong_and_in_range():
+def test_misread_steps_are_right_in_themselves_and_wrong_for_the_problem():
     rng = random.Random(2)
-    for result in range(1000):
-        assert slip_value(rng, result) != result
-        assert 0 <= slip_value(rng, result) <= 999
+    for _ in range(500):
+        for step in worked_steps(sample_problem(rng)):
+            slip = misread(rng, step)
+            assert apply(slip.operator, slip.left, slip.right) == slip.result and 0 <= slip.result <= 999
+            assert slip.right // 10 == step.right // 10 and slip.left == step.left
+            assert slip.right != step.right or (step.left, step.right) == (0, 0)
 
 
 def test_acts_follow_their_stated_probabilities():
@@ -143,9 +148,8 @@ def test_slips_are_marked_exactly_where_a_wrong_value_is_written():
             if act.category is None:
                 n_steps, n_slips = n_steps + 1, n_slips + (not act.is_right)
         wrong = "".join(to_text([i]) for i, slip in zip(text.ids, text.is_slip, strict=True) if slip).split()
-        said = [
-            str(act.step[3]) for act in acts(to_text(text.ids)) if act.category is None and not act.is_right
-        ]
+        steps = [act for act in acts(to_text(text.ids)) if act.category is None]
+        said = [str(act.step[3]) for act in steps if act.step is not None and not act.is_right]
         assert wrong == said
     assert abs(n_slips / n_steps - P_SLIP) < 0.03
 

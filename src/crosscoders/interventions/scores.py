@@ -16,7 +16,15 @@ from crosscoders.sources import column_slices
 
 @dataclass(frozen=True, kw_only=True)
 class SpliceScores:
-    """Averages over the tokens asked about, in nats; `ablated` puts zeros in place of the activation."""
+    """Averages over the tokens asked about, in nats.
+
+    Args:
+        n_tokens: Tokens averaged over.
+        kl: KL(clean || spliced) of the next-token distributions.
+        ce_clean: Next-token cross-entropy of the model as it is.
+        ce_spliced: The same with reconstructions in place of activations.
+        ce_ablated: The same with zeros in place of activations.
+    """
 
     n_tokens: int
     kl: float
@@ -39,11 +47,9 @@ def splice_scores(
     mask: Bool[Tensor, "batch pos"],
     batch_size: int = 32,
 ) -> dict[str, SpliceScores]:
-    """KL(clean || spliced) and next-token cross-entropy of each source's model under the crosscoder's
-    reconstruction.
+    """What each source's model still computes on the crosscoder's reconstruction of its activations.
 
-    Only positions in `mask` are replaced and counted; the cross-entropy counts those whose next token is in
-    `mask` too. The
+    Only positions in `mask` are replaced, and those whose next token is in `mask` too are counted. The
     reconstruction is made from all sources' clean activations.
 
     Args:

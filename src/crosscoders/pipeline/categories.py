@@ -1,10 +1,9 @@
-"""One latent per category: chosen on one split of labelled text, scored on another, beside what chance and
-the text allow.
-"""
+"""One latent per category: chosen on one split of labeled text, scored on another beside what is possible."""
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from crosscoders._typing import typed
@@ -21,10 +20,16 @@ ONSET, FUNCTION = "onset", "function"
 class CategoryLatent:
     """The latent chosen for a category and how it does on the split that did not choose it.
 
-    `auroc_chosen` is its AUROC on the choosing split (optimistic), `auroc` on the other; `bound` the AUROC
-    of the
-    generator's own probabilities there (onsets only: nobody who reads the text so far can do better on
-    average).
+    Args:
+        kind: "onset" or "function", the question that it answers.
+        category: Reasoning category.
+        latent: Its number in the crosscoder.
+        auroc_chosen: AUROC on the choosing split, which is optimistic.
+        auroc: AUROC on the other split.
+        bound: AUROC of the generator's own probabilities there, for onsets only: nobody who reads the text
+            so far can do better on average.
+        n_yes: Tokens of the other split answered yes.
+        n_no: Tokens answered no.
     """
 
     kind: str
@@ -38,11 +43,18 @@ class CategoryLatent:
 
 
 @typed
-def question_scores(table: LatentTable, kind: str, category: str) -> Tensor:
-    """AUROC per latent: of the onset question, or the mean over the category's marker words of the function
-    questions.
+def question_scores(table: LatentTable, kind: str, category: str) -> Float[Tensor, " latent"]:
+    """AUROC per latent of the onset question, or the mean over marker words of the function questions.
 
     The mean is over words so that only uses of the *same* word are ever compared.
+
+    Args:
+        table: A table with the enrichment of these questions.
+        kind: "onset" or "function".
+        category: Reasoning category.
+
+    Raises:
+        KeyError: The table holds no such question.
     """
     if kind == ONSET:
         return table[f"auroc/{ONSET}/{category}"]
@@ -61,6 +73,12 @@ def choose_category_latents(
         choose: Table measured on the choosing split.
         score: Table measured on the other.
         labels: Labels of the other split.
+
+    Returns:
+        Onsets of all categories, then functions.
+
+    Raises:
+        KeyError: A table lacks a question.
     """
     contrasts = category_contrasts(labels)
     found = []
@@ -95,10 +113,13 @@ def _bound(labels: LabelledTokens, answer: Tensor, category: int) -> float:
 
 @typed
 def shuffled(labels: LabelledTokens, *, seed: int) -> LabelledTokens:
-    """The same tokens with the category labels of documents' tokens permuted among tokens of the same id
-    and origin.
+    """The same tokens with their category labels permuted among tokens of the same id and origin.
 
     Keeps how often each token starts or belongs to an act, and destroys where.
+
+    Args:
+        labels: Labels to permute; they stay as they are.
+        seed: Seed of the permutation.
     """
     generator = torch.Generator().manual_seed(seed)
     key = labels.tokens * 64 + labels.origin + 1

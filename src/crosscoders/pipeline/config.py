@@ -83,7 +83,7 @@ class RunConfig:
         seed: Everything random derives from it.
         device: Torch device of models and crosscoder.
         data: Tokens.
-        training: Optimiser and schedule.
+        training: Optimizer and schedule.
     """
 
     base: str
@@ -100,7 +100,7 @@ class RunConfig:
     training: TrainerConfig = field(default_factory=TrainerConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `from_dict` inverts it."""
+        """Plain form of the run config; `from_dict` inverts it."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain["activation_fn"] = self.activation_fn.to_dict()
         plain["objective"] = [{"term": term.name, **dataclasses.asdict(term)} for term in self.objective]
@@ -112,6 +112,9 @@ class RunConfig:
     @typed
     def from_dict(cls, data: Mapping[str, Any]) -> "RunConfig":
         """Build a config from plain values.
+
+        Args:
+            data: Fields by name; `activation_fn`, `objective`, `data` and `training` as tables.
 
         Raises:
             ValueError: An unknown key or a missing one, here or in a section; the message lists the known
@@ -130,6 +133,9 @@ class RunConfig:
     def from_toml(cls, path: str | Path) -> "RunConfig":
         """Read a TOML file; relative paths in it are relative to the current folder.
 
+        Args:
+            path: The file.
+
         Raises:
             ValueError: Not TOML, or as for `from_dict`; the message names the file.
         """
@@ -139,8 +145,18 @@ class RunConfig:
             raise ValueError(f"{path}: {err}") from err
 
 
+@typed
 def build_config(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
-    """Build a dataclass from a mapping; a key that it lacks or still needs raises and lists the known ones."""
+    """Build a dataclass from a mapping.
+
+    Args:
+        cls: The dataclass.
+        values: Fields by name; lists become tuples.
+        where: What the message calls the mapping.
+
+    Raises:
+        ValueError: An unknown key or a missing one; the message lists the known keys.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     needed = {
@@ -169,10 +185,11 @@ def default_objective(activation_fn: ActivationFn) -> Sequence[LossTerm]:
     """The field's objective for an activation function.
 
     TopK and BatchTopK: reconstruction and AuxK (Gao et al. 2024). ReLU: reconstruction and the decoder-norm
-    L1 of Baek &
-    Tegmark's recipe (weight 2 after a warm-up over 5% of the run). JumpReLU: reconstruction, the tanh
-    penalty and the
-    pre-activation loss (Anthropic, January 2025).
+    L1 of Baek and Tegmark's recipe (weight 2 after a warm-up over 5% of the run). JumpReLU: reconstruction,
+    the tanh penalty and the pre-activation loss (Anthropic, January 2025).
+
+    Args:
+        activation_fn: The activation function to train.
 
     Raises:
         ValueError: An activation function of your own; say the objective then.
@@ -184,5 +201,6 @@ def default_objective(activation_fn: ActivationFn) -> Sequence[LossTerm]:
     if isinstance(activation_fn, JumpReLU):
         return (Reconstruction(), TanhSparsity(weight=20.0, warmup_fraction=1.0), PreActivation(weight=3e-6))
     raise ValueError(
-        f"no default objective for {type(activation_fn).__name__}; pass objective=(Reconstruction(), ...) of your choice."
+        f"default_objective: none is known for {type(activation_fn).__name__}; pass "
+        "objective=(Reconstruction(), ...) of your choice."
     )

@@ -40,7 +40,7 @@ def diff(
         activation_fn: `BatchTopK(k=100)` if None.
         tokenizer: Needed if modules come without one.
         data: How tokens are packed, held out and served; its `n_tokens` gives way to the argument.
-        training: Optimiser and schedule.
+        training: Optimizer and schedule.
         seed: Everything random derives from it.
         device: Torch device of models and crosscoder.
 

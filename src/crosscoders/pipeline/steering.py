@@ -14,14 +14,24 @@ from crosscoders.zoo.measure import Behaviour, answer_problems, behaviour
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringSweep:
-    """Behaviour per direction and strength (in units of the source's mean residual norm)."""
+    """Behavior per direction and strength.
+
+    Args:
+        strengths: In units of the source's mean residual norm.
+        behaviours: For each direction, one entry per strength.
+    """
 
     strengths: tuple[float, ...]
     behaviours: Mapping[str, tuple[Behaviour, ...]]
 
+    @typed
     def values(self, measure: str) -> dict[str, list[float]]:
-        """One figure per direction and strength."""
-        return {name: [getattr(b, measure) for b in row] for name, row in self.behaviours.items()}
+        """One figure per direction and strength.
+
+        Args:
+            measure: A field of `Behaviour`.
+        """
+        return {name: [float(getattr(b, measure)) for b in row] for name, row in self.behaviours.items()}
 
 
 @typed
@@ -43,6 +53,9 @@ def steering_sweep(
         strengths: Strengths in the order of the result.
         temperature: Sampling temperature; 0 decodes greedily.
         seed: Seed of every run's sampling.
+
+    Returns:
+        Behavior by direction, in the order of `strengths`.
     """
     found: dict[str, tuple[Behaviour, ...]] = {}
     for name, hook in hooks.items():

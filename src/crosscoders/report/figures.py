@@ -10,12 +10,8 @@ from crosscoders._io import atomic_write
 from crosscoders._typing import typed
 from crosscoders.latents import LatentTable
 
-_INK, _BLUE, _ORANGE, _GREY = (
-    "#222222",
-    "#0072B2",
-    "#D55E00",
-    "#7F7F7F",
-)  # Okabe-Ito: told apart by colour-blind readers
+# Okabe and Ito's blue and orange, which color-blind readers tell apart, beside two grays.
+_INK, _BLUE, _ORANGE, _GRAY = "#222222", "#0072B2", "#D55E00", "#7F7F7F"
 
 
 def _draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float] = (6.4, 4.0)) -> None:
@@ -30,16 +26,26 @@ def _draw(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float]
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
+def _source_names(table: LatentTable) -> tuple[str, ...]:
+    return tuple(name.removeprefix("norm_l2/") for name in table.columns if name.startswith("norm_l2/"))
+
+
 @typed
 def nrn_histogram(table: LatentTable, path: Path) -> None:
-    """Histogram of NRN (L2 and L1 norms, normalised space) over the latents that fire, on a log scale.
+    """Histogram of NRN (L2 and L1 norms, normalized space) over the latents that fire, on a log scale.
+
+    NRN is `crosscoders.metrics.normalized_decoder_ratio`.
 
     Args:
         table: A table of two sources.
         path: PNG file to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        KeyError: The table lacks NRN, as one of other than two sources does.
     """
     fired = table["frequency"] > 0
-    names = [name.removeprefix("norm_l2/") for name in table.columns if name.startswith("norm_l2/")]
+    first, second = _source_names(table)
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -57,10 +63,10 @@ def nrn_histogram(table: LatentTable, path: Path) -> None:
             yscale="log",
             xlim=(0, 1),
             ylabel="latents",
-            xlabel=f"NRN (0 = only {names[0]}, 1 = only {names[1]})",
+            xlabel=f"NRN (0 = only {first}, 1 = only {second})",
         )
-        axes.set_title(f"Normalised relative norm of {int(fired.sum())} latents")
-        axes.axvline(0.5, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.set_title(f"Normalized relative norm of {int(fired.sum())} latents")
+        axes.axvline(0.5, color=_GRAY, linewidth=0.8, linestyle=":")
         axes.legend(frameon=False)
 
     _draw(path, paint)
@@ -73,9 +79,13 @@ def cosine_against_nrn(table: LatentTable, path: Path) -> None:
     Args:
         table: A table of two sources of equal width.
         path: PNG file to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        KeyError: The table lacks the cosine, as one of other sources does.
     """
     fired = table["frequency"] > 0
-    names = [name.removeprefix("norm_l2/") for name in table.columns if name.startswith("norm_l2/")]
+    first, second = _source_names(table)
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -88,11 +98,11 @@ def cosine_against_nrn(table: LatentTable, path: Path) -> None:
             alpha=0.45,
             linewidths=0,
         )
-        axes.set(xlim=(0, 1), ylim=(-1.05, 1.05), xlabel=f"NRN (0 = only {names[0]}, 1 = only {names[1]})")
+        axes.set(xlim=(0, 1), ylim=(-1.05, 1.05), xlabel=f"NRN (0 = only {first}, 1 = only {second})")
         axes.set_ylabel("cosine of the two decoder vectors")
         axes.set_title("Same direction, same size? (area: how often it fires)")
-        axes.axhline(0, color=_GREY, linewidth=0.8, linestyle=":")
-        axes.axvline(0.5, color=_GREY, linewidth=0.8, linestyle=":")
+        axes.axhline(0, color=_GRAY, linewidth=0.8, linestyle=":")
+        axes.axvline(0.5, color=_GRAY, linewidth=0.8, linestyle=":")
 
     _draw(path, paint)
 
@@ -107,17 +117,20 @@ def steering_curves(
         curves: For each measure, for each direction, one value per strength.
         strengths: Strengths in units of the mean residual norm.
         path: PNG file to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
-    styles = [(_BLUE, "o", "-"), (_ORANGE, "s", "--"), (_INK, "^", ":"), (_GREY, "D", "-.")]
+    styles = [(_BLUE, "o", "-"), (_ORANGE, "s", "--"), (_INK, "^", ":"), (_GRAY, "D", "-.")]
 
     def paint(figure: Any) -> None:
         for axes, (measure, lines) in zip(
             figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
         ):
-            for (direction, values), (colour, marker, line) in zip(lines.items(), styles, strict=False):
-                axes.plot(strengths, values, color=colour, marker=marker, linestyle=line, label=direction)
+            for (direction, values), (color, marker, line) in zip(lines.items(), styles, strict=False):
+                axes.plot(strengths, values, color=color, marker=marker, linestyle=line, label=direction)
             axes.set(title=measure, xlabel="strength (x mean residual norm)")
-            axes.axvline(0, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(0, color=_GRAY, linewidth=0.8, linestyle=":")
         figure.axes[0].legend(frameon=False, fontsize=8)
 
     _draw(path, paint, size=(3.6 * len(curves), 3.6))

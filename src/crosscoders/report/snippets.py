@@ -13,7 +13,14 @@ from crosscoders._typing import typed
 
 @dataclass(frozen=True, kw_only=True)
 class Snippet:
-    """Some tokens around the one on which a latent fires, as text before, at and after it."""
+    """Some tokens around the one on which a latent fires, as text before, at and after it.
+
+    Args:
+        activation: The latent's activation there.
+        before: Text before the token, from the same document.
+        token: The token itself.
+        after: Text after it, from the same document.
+    """
 
     activation: float
     before: str
@@ -37,13 +44,16 @@ def top_snippets(
     """The places where a latent fires most, at most one per row of text.
 
     Args:
-        activations: The latent's activation at each token; at most zero where it does not fire or does not
+        activations: The latent's activation at each token; zero or less where it does not fire or does not
             count.
         tokens: Token ids.
         tokenizer: The tokenizer that made them.
         n: Snippets wanted; fewer where the latent fires in fewer rows.
         n_before: Tokens shown before the activating one.
         n_after: Tokens shown after it.
+
+    Returns:
+        Snippets, the strongest first.
     """
     peak, at = activations.max(dim=1)
     rows = torch.argsort(peak, descending=True, stable=True)[:n].tolist()

@@ -30,8 +30,16 @@ _WRITERS: dict[str, Callable[[random.Random], LabelledText]] = {
 class LabelledTokens:
     """Rows of whole documents, padded on the right, with labels per token (-1 or False on padding).
 
-    `origin` indexes `ORIGINS`; `function` and `onset` index `CATEGORIES`, -1 for none; `form` indexes
-    `MARKERS`.
+    Args:
+        tokens: Token ids; end-of-text closes each document and fills the rest of a row.
+        origin: Kind of document, an index into `ORIGINS`.
+        function: Category of the act that the token belongs to, an index into `CATEGORIES`, or -1.
+        form: Marker word of that act, an index into `MARKERS`, or -1.
+        onset: Category of the clause that starts at the *next* token, or -1.
+        slip_pending: Whether a wrong value stands uncorrected.
+        is_prompt: Whether the token is part of what a model is given.
+        p_category: The generator's own probability that a clause of each category starts next; zeros where
+            it draws no act.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -48,8 +56,9 @@ class LabelledTokens:
         """True for tokens of documents, False for end-of-text and padding."""
         return self.origin >= 0
 
-    def rows(self, which: slice | Int[Tensor, " batch"]) -> "LabelledTokens":
-        """A selection of rows."""
+    @typed
+    def rows(self, which: slice | Int[Tensor, " chosen"]) -> "LabelledTokens":
+        """A selection of rows, by slice or by number."""
         return LabelledTokens(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
@@ -61,6 +70,9 @@ def write_documents(origin: str, *, n_tokens: int, seed: int) -> list[LabelledTe
         origin: "story", "drill", "solution" or "trace".
         n_tokens: Tokens wanted.
         seed: Seed of the generator; use one that no training stage of the zoo uses.
+
+    Returns:
+        Documents in the order they were written.
 
     Raises:
         ValueError: Unknown origin.
@@ -81,6 +93,9 @@ def pack_labelled(texts: Sequence[LabelledText], *, length: int = 256) -> Labell
     Args:
         texts: Labelled documents of any origins; their order decides how they are packed.
         length: Tokens per row.
+
+    Returns:
+        As many rows as needed.
 
     Raises:
         ValueError: A document is longer than a row.
@@ -115,10 +130,10 @@ def _place(packed: dict[str, Tensor], text: LabelledText, *, row: int, start: in
 def category_contrasts(labels: LabelledTokens) -> dict[str, Int[Tensor, "batch pos"]]:
     """The questions that a latent is scored on: per token 1 for positive, 0 for negative, -1 for not asked.
 
-    `onset/<category>`: among tokens of the types that can precede a clause, inside the generator's
-    traces (their prompts left out), does a clause of this category start next?
-    `function/<category>/<marker>`: among all uses of one marker word in any text, is
-    this one an act of the category? `inside/<category>`: among all tokens, is this one part of such an act?
+    `onset/<category>`: among tokens of the types that can precede a clause, inside the generator's traces
+    (their prompts left out), does a clause of this category start next? `function/<category>/<marker>`:
+    among all uses of one marker word in any text, is this one an act of the category?
+    `inside/<category>`: among all tokens, is this one part of such an act?
 
     Args:
         labels: Labelled tokens.

@@ -1,6 +1,4 @@
-"""What tiny-reasoner's checkpoints do: accuracy, reflections, and whether a slip planted into a trace is
-noticed and mended.
-"""
+"""What tiny-reasoner's checkpoints do: accuracy, reflections, and whether planted slips are mended."""
 
 import random
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ import torch
 
 from crosscoders._typing import typed
 from crosscoders.models import LanguageModel, generate
-from crosscoders.zoo.arithmetic import Problem, answer, sample_problem, slip_value
+from crosscoders.zoo.arithmetic import Problem, answer, misread, sample_problem
 from crosscoders.zoo.base_text import prompt
 from crosscoders.zoo.parser import acts, final_answer, reflections, to_text
 from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
@@ -20,7 +18,15 @@ MAX_NEW_TOKENS = 240
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """Averages over the answers to a set of problems (counts per answer; lengths in tokens)."""
+    """Averages over the answers to a set of problems.
+
+    Args:
+        n_answers: Answers averaged over.
+        accuracy: Share of answers with the right value.
+        reflections_per_answer: Mean count of well-formed reflections.
+        tokens_per_answer: Mean length in tokens, the prompt left out.
+        finished: Share of answers that reach an end.
+    """
 
     n_answers: int
     accuracy: float
@@ -35,7 +41,14 @@ class Behaviour:
 
 @dataclass(frozen=True, kw_only=True)
 class SlipResponse:
-    """What follows a step of the model's own trace, with a slip planted into it and without."""
+    """What follows a step of the model's own trace, with a slip planted into it and without.
+
+    Args:
+        n_planted: Slips planted.
+        reflects_after_slip: Share of continuations after a slip whose first sentence reflects.
+        reflects_otherwise: The same without the slip.
+        right_in_the_end: Share of continuations after a slip that end in the right answer.
+    """
 
     n_planted: int
     reflects_after_slip: float
@@ -50,6 +63,9 @@ def held_out_problems(n: int, *, seed: int) -> list[Problem]:
     Args:
         n: How many.
         seed: Seed of the draw.
+
+    Returns:
+        Problems in the order drawn.
     """
     rng, chosen = random.Random(f"held-out/{seed}"), {}
     while len(chosen) < n:
@@ -75,6 +91,9 @@ def answer_problems(
         temperature: 0 for greedy decoding.
         generator: Needed for sampling.
         max_new_tokens: Length limit.
+
+    Returns:
+        One list of ids per problem, in order.
     """
     prompts = [list(encode(prompt(problem))) for problem in problems]
     return continue_texts(
@@ -82,15 +101,27 @@ def answer_problems(
     )
 
 
+@typed
 def continue_texts(
     model: LanguageModel,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[int]]:
-    """Continuations up to the end of text."""
+    """Continuations up to the end of text.
+
+    Args:
+        model: A checkpoint of the family.
+        prompts: Token ids to continue.
+        temperature: 0 for greedy decoding.
+        generator: Needed for sampling.
+        max_new_tokens: Length limit.
+
+    Returns:
+        Ids of each continuation, without the prompt.
+    """
     return generate(
         model,
         prompts,
@@ -103,18 +134,22 @@ def continue_texts(
 
 @typed
 def behaviour(problems: Sequence[Problem], answers: Sequence[Sequence[int]]) -> Behaviour:
-    """Summarise answers.
+    """Summarize answers.
 
     Args:
         problems: The problems asked.
         answers: Token ids of each answer.
+
+    Returns:
+        The averages.
 
     Raises:
         ValueError: No problems, or another number of answers.
     """
     if not problems or len(problems) != len(answers):
         raise ValueError(
-            f"behaviour: got {len(problems)} problems and {len(answers)} answers; expected as many, at least 1."
+            f"behaviour: got {len(problems)} problems and {len(answers)} answers; "
+            "expected as many of both, at least 1."
         )
     n, end = len(problems), token_ids()[END_OF_TEXT]
     right = sum(final_answer(ids) == answer(problem) for problem, ids in zip(problems, answers, strict=True))
@@ -147,8 +182,10 @@ def slip_response(
 
     Returns:
         Shares of continuations whose first sentence reflects, after the slip and, with the same text up to
-        there, without
-        it; and of slipped traces that are right in the end.
+        there, without it; and of slipped traces that are right in the end.
+
+    Raises:
+        ValueError: No trace has a right step.
     """
     rng = random.Random(f"slips/{seed}")
     slipped, untouched, asked = [], [], []
@@ -159,9 +196,17 @@ def slip_response(
             continue
         act = rng.choice(steps)
         assert act.step is not None
+        slip = misread(rng, act.step)
+        if slip.result == act.step.result:  # a factor of zero hides the misreading
+            continue
         untouched.append(list(encode(text[: act.end])))
-        slipped.append(list(encode(text[: act.result_at] + f"{slip_value(rng, act.step[3])}.")))
+        slipped.append(list(encode(text[: act.starts[1]] + f"{slip.right} = {slip.result}.")))
         asked.append(problem)
+    if not asked:
+        raise ValueError(
+            f"slip_response: none of {len(problems)} greedy traces has a right step to plant a slip into; "
+            "pass more problems or a model that reasons."
+        )
     kwargs = {"temperature": temperature, "generator": generator}
     after_slip, otherwise = (
         continue_texts(model, slipped, **kwargs),

@@ -22,15 +22,17 @@ MARKERS: tuple[str, ...] = tuple(word for words in FORMS.values() for word in wo
 class LabelledText:
     """One document with the truth about each token, as parallel lists.
 
-    `function` is the index in `CATEGORIES` of the reasoning act that the token belongs to, or -1; `form`
-    the index in
-    `MARKERS` of that act's marker, or -1; `onset` the category of the clause that starts at the *next*
-    token, or -1;
-    `is_slip` marks the digits of a wrong value where it is first written; `slip_pending` whether a wrong
-    value stands
-    uncorrected; `p_category` the generator's own probability, at that token, that a clause of each category
-    starts next;
-    `is_prompt` the part that a model is given.
+    Args:
+        origin: Kind of document.
+        ids: Token ids.
+        function: Index in `CATEGORIES` of the reasoning act that the token belongs to, or -1.
+        form: Index in `MARKERS` of that act's marker, or -1.
+        onset: Category of the clause that starts at the *next* token, or -1.
+        is_slip: Marks the digits of a wrong value where it is first written.
+        slip_pending: Whether a wrong value stands uncorrected.
+        p_category: The generator's own probability, at that token, that a clause of each category starts
+            next.
+        is_prompt: The part that a model is given.
     """
 
     origin: str
@@ -56,7 +58,19 @@ class LabelledText:
         slip_pending: bool = False,
         is_prompt: bool = False,
     ) -> None:
-        """Append a phrase whose tokens share their labels."""
+        """Append a phrase whose tokens share their labels.
+
+        Args:
+            text: The phrase.
+            function: Category of the act that it belongs to, or -1.
+            form: Marker of that act, or -1.
+            is_slip: Whether it is a wrong value where that is first written.
+            slip_pending: Whether a wrong value stands uncorrected.
+            is_prompt: Whether it is part of what a model is given.
+
+        Raises:
+            ValueError: A word outside the vocabulary.
+        """
         ids = encode(text)
         n = len(ids)
         self.ids += ids
@@ -71,10 +85,21 @@ class LabelledText:
     def close_sentence(
         self, *, function: int = NO_CATEGORY, form: int = NO_CATEGORY, slip_pending: bool = False
     ) -> None:
-        """Append the final full stop (kept apart, since it attaches to the word before it)."""
+        """Append the final full stop (kept apart, since it attaches to the word before it).
+
+        Args:
+            function: As for `write`.
+            form: As for `write`.
+            slip_pending: As for `write`.
+        """
         self.write(".", function=function, form=form, slip_pending=slip_pending)
 
     def mark_onset(self, category: int, probabilities: tuple[float, ...]) -> None:
-        """Label the last token written: which category's clause starts next, and how likely each was."""
+        """Label the last token written: which category's clause starts next, and how likely each was.
+
+        Args:
+            category: Index in `CATEGORIES`, or -1 if another act follows.
+            probabilities: The generator's probability of each category.
+        """
         self.onset[-1] = category
         self.p_category[-1] = probabilities

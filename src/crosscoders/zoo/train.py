@@ -1,4 +1,7 @@
-"""Train a bundled model family from its recipe: `python -m crosscoders.zoo.train tiny-reasoner --out DIR`."""
+"""Train a bundled model family from its recipe.
+
+Run: `python -m crosscoders.zoo.train tiny-reasoner --out DIR`.
+"""
 
 import argparse
 import itertools
@@ -6,10 +9,13 @@ import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
+from crosscoders._typing import typed
 from crosscoders.zoo.recipe import RECIPES, Architecture, Recipe, Stage, documents
 from crosscoders.zoo.text import LabelledText
 from crosscoders.zoo.vocabulary import END_OF_TEXT, build_tokenizer, token_ids, vocabulary
@@ -19,8 +25,17 @@ _IGNORED = -100
 _POOL_DOCUMENTS = 512  # packed best-fit at a time
 
 
-def build_model(architecture: Architecture, *, seed: int):
-    """A randomly initialised Qwen2 model of the recipe's shape."""
+@typed
+def build_model(architecture: Architecture, *, seed: int) -> Any:
+    """A randomly initialized model of the recipe's shape; the global random state is left as it was.
+
+    Args:
+        architecture: The shape.
+        seed: Seed of the weights.
+
+    Returns:
+        A `transformers.Qwen2ForCausalLM` in float32 on the CPU.
+    """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -41,8 +56,15 @@ def build_model(architecture: Architecture, *, seed: int):
         return Qwen2ForCausalLM(config)
 
 
-def training_rows(stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (tokens, targets) of shape [sequence, position]; slips and padding carry no loss."""
+@typed
+def training_rows(stage: Stage) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]:
+    """Endless (tokens, targets), one pair per step; slips and padding carry no loss.
+
+    Targets are the tokens themselves, not shifted, with -100 where no loss is taken.
+
+    Args:
+        stage: Which text, how many rows a step and how long they are.
+    """
     stream, end = documents(stage.mixture, stage.seed), token_ids()[END_OF_TEXT]
     rng = random.Random(stage.seed)
     ready: list[tuple[list[int], list[int]]] = []
@@ -58,6 +80,7 @@ def training_rows(stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _pack(pool: list[LabelledText], length: int, end: int) -> list[tuple[list[int], list[int]]]:
     """Whole documents, each closed by end-of-text, into rows of one length (first-fit decreasing)."""
+    # Not `models.tokens.pack_rows`: it fits best in the given order, and other rows make other checkpoints.
     open_rows: list[tuple[list[int], list[int]]] = []
     for text in sorted(pool, key=len, reverse=True):
         ids = [*text.ids, end]
@@ -76,8 +99,15 @@ def _pack(pool: list[LabelledText], length: int, end: int) -> list[tuple[list[in
     return open_rows
 
 
-def train_stage(model, stage: Stage, *, report_every_steps: int = 250) -> None:
-    """Run one stage in place: AdamW, warm-up, linear decay to zero, bf16 autocast."""
+@typed
+def train_stage(model: nn.Module, stage: Stage, *, report_every_steps: int = 250) -> None:
+    """Run one stage in place: AdamW, warm-up, linear decay to zero, bf16 autocast.
+
+    Args:
+        model: A `transformers` causal language model in float32; comes out in eval mode.
+        stage: Text, schedule and optimizer numbers.
+        report_every_steps: How often the loss is logged.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.lr, betas=(0.9, 0.95), weight_decay=stage.weight_decay, fused=True
     )
@@ -101,10 +131,18 @@ def train_stage(model, stage: Stage, *, report_every_steps: int = 250) -> None:
     model.eval()
 
 
+@typed
 def run(recipe: Recipe, out: Path, *, only: str | None = None) -> None:
-    """Train the stages in order and save each as a `transformers` folder in half precision."""
+    """Train the stages in order and save each as a `transformers` folder in half precision.
+
+    Args:
+        recipe: The stages and the shape.
+        out: Folder for the checkpoints.
+        only: Name of the one stage to train; the checkpoint that it continues must lie in `out`.
+    """
     from transformers import Qwen2ForCausalLM
 
+    model: Any
     for stage in recipe.stages:
         if only not in (None, stage.name):
             continue

@@ -1,13 +1,13 @@
-"""The words of tiny-reasoner's language, how text splits into tokens, and the `transformers` tokenizer
-built from both.
+"""The words of tiny-reasoner's language, how text splits into tokens, and the tokenizer built from both.
 
 One token is a word or an operator with the space before it, a single digit (with or without that space), or
-a punctuation
-mark. Numbers are therefore written digit by digit and every text survives encoding and decoding unchanged.
+a punctuation mark. Numbers are therefore written digit by digit and every text survives encoding and decoding
+unchanged.
 """
 
 import re
 from functools import cache, lru_cache
+from typing import Any
 
 _SPACE = "\u2581"  # the tokenizer's visible space
 TOKEN_PATTERN = rf"{_SPACE}?[A-Za-z]+|{_SPACE}?[0-9]|{_SPACE}?[^{_SPACE}A-Za-z0-9]"
@@ -36,9 +36,7 @@ PUNCTUATION = (".", ",", "?", ":")
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every token of the language in id order: specials first, then words, operators, digits and
-    punctuation.
-    """
+    """Every token in id order: specials first, then words, operators, digits and punctuation."""
     words = sorted({*_FUNCTION_WORDS, *NAMES, *NOUNS, *ADJECTIVES, *VERBS, *PLACES})
     spaced = [_SPACE + word for word in (*words, *OPERATORS)]
     digits = [_SPACE + digit for digit in "0123456789"] + list("0123456789")
@@ -52,26 +50,33 @@ def token_ids() -> dict[str, int]:
 
 
 def split(text: str) -> list[str]:
-    """Split text into tokens exactly as the tokenizer does; raises `ValueError` for a word outside the
-    vocabulary.
+    """Split text into tokens exactly as the tokenizer does.
+
+    Raises:
+        ValueError: A word outside the vocabulary.
     """
     attached = text[:1] in PUNCTUATION  # a full stop or comma attaches to the word before it
     tokens = _TOKEN.findall(("" if attached else _SPACE) + text.strip().replace(" ", _SPACE))
     unknown = sorted({token for token in tokens if token not in token_ids()})
     if unknown:
         raise ValueError(
-            f"zoo: {unknown} are not in tiny-reasoner's vocabulary of {len(vocabulary())} tokens (text: {text!r})."
+            f"zoo: {unknown} are not in tiny-reasoner's vocabulary of {len(vocabulary())} tokens "
+            f"(text: {text!r})."
         )
     return tokens
 
 
 @lru_cache(maxsize=1 << 16)
 def encode(text: str) -> tuple[int, ...]:
-    """Ids of a short text; cached, because the grammar writes the same phrases millions of times."""
+    """Ids of a short text; cached, because the grammar writes the same phrases millions of times.
+
+    Raises:
+        ValueError: A word outside the vocabulary.
+    """
     return tuple(token_ids()[token] for token in split(text))
 
 
-def build_tokenizer():
+def build_tokenizer() -> Any:
     """The same splitting as a `transformers.PreTrainedTokenizerFast` (end-of-text doubles as padding)."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
