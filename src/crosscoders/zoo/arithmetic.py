@@ -1,11 +1,9 @@
-"""Arithmetic problems of tiny-reasoner: sampling, worked steps, and the split into training and held-out
-problems.
+"""Arithmetic problems of tiny-reasoner: sampling, worked steps, and which problems are held out.
 
 A problem has 2 to 4 operands in 0..99 joined by `+`, `-` and `x` with the usual precedence. Every
-intermediate result stays
-in 0..999, and one factor of every product is a single digit. A problem is held out when a hash of the
-*multiset* of its
-operands says so; no training text ever contains such a problem, in any order and with any operators.
+intermediate result stays in 0..999, and one factor of every product is a single digit. A problem is held out
+when a hash of the *multiset* of its operands says so; no training text ever contains such a problem, in any
+order and with any operators.
 """
 
 import random
@@ -48,7 +46,7 @@ class Problem:
 
 
 def write_expression(operands: tuple[int, ...], operators: tuple[str, ...]) -> str:
-    """`a op b op c` with single spaces."""
+    """Operands and operators as `a op b op c` with single spaces."""
     parts = [str(operands[0])]
     for operator, operand in zip(operators, operands[1:], strict=True):
         parts += [operator, str(operand)]
@@ -62,15 +60,21 @@ def is_held_out(operands: tuple[int, ...]) -> bool:
 
 
 def apply(operator: str, left: int, right: int) -> int:
-    """The exact result of one operation."""
+    """The exact result of one operation, `operator` being "+", "-" or "x"."""
     return left + right if operator == "+" else left - right if operator == "-" else left * right
 
 
 def reduce_once(
     operands: tuple[int, ...], operators: tuple[str, ...]
 ) -> tuple[Step, tuple[int, ...], tuple[str, ...]]:
-    """Work out the next operation by precedence (products first, then left to right) and substitute its
-    result.
+    """Work out the next operation (products first, then left to right) and put its result in its place.
+
+    Args:
+        operands: At least two.
+        operators: One fewer.
+
+    Returns:
+        The step, and the operands and operators that remain.
     """
     at = operators.index("x") if "x" in operators else 0
     left, right = operands[at], operands[at + 1]
@@ -93,8 +97,10 @@ def answer(problem: Problem) -> int:
 
 
 def is_allowed(problem: Problem) -> bool:
-    """Whether every intermediate result lies in 0..999 and every product has a one-digit and an at most
-    two-digit factor.
+    """Whether the language has this problem.
+
+    Every intermediate result lies in 0..999, and every product has a one-digit factor beside one of at most
+    two digits.
     """
     for step in worked_steps(problem):
         if not 0 <= step.result <= MAX_VALUE:
@@ -107,7 +113,12 @@ def is_allowed(problem: Problem) -> bool:
 
 
 def sample_problem(rng: random.Random, *, held_out: bool = False) -> Problem:
-    """Draw an allowed problem from the training side of the split, or from the held-out side."""
+    """Draw an allowed problem from one side of the split.
+
+    Args:
+        rng: Source of randomness; advanced until a problem fits.
+        held_out: Draw from the held-out side instead of the training side.
+    """
     while True:
         n_terms = rng.choices(list(_TERM_WEIGHTS), weights=list(_TERM_WEIGHTS.values()))[0]
         operators = tuple(
@@ -127,7 +138,15 @@ def _sample_operands(rng: random.Random, operators: tuple[str, ...]) -> tuple[in
 
 
 def slip_value(rng: random.Random, result: int) -> int:
-    """A wrong value near the right one: off by 1, 2 or 10, or with two digits swapped."""
+    """A wrong value near the right one: off by 1, 2 or 10, or with two digits swapped.
+
+    Args:
+        rng: Source of randomness; advanced until a value fits.
+        result: The right value, in 0..999.
+
+    Returns:
+        Another value in 0..999.
+    """
     while True:
         kind = rng.randrange(4)
         if kind == 3:

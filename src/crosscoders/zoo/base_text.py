@@ -1,13 +1,13 @@
 """Base text: stories, drills and worked arithmetic, in which every word of the vocabulary occurs.
 
 Every marker word of the reasoning categories also occurs here, in stories and in the middle of worked
-arithmetic, with
-another function (somebody speaks, narrates or reads it). A model of this text therefore knows the words but
-not the acts.
+arithmetic, with another function (somebody speaks, narrates or reads it). A model of this text therefore
+knows the words but not the acts.
 """
 
 import random
 
+from crosscoders._typing import typed
 from crosscoders.zoo.arithmetic import Problem, Step, answer, is_held_out, sample_problem, worked_steps
 from crosscoders.zoo.text import MARKERS, LabelledText
 from crosscoders.zoo.vocabulary import ADJECTIVES, NAMES, NOUNS, PLACES, VERBS
@@ -85,6 +85,7 @@ def _fill(rng: random.Random, template: str, marker: str = "") -> str:
     )
 
 
+@typed
 def write_story(rng: random.Random) -> LabelledText:
     """A story of 5 to 12 sentences."""
     text = LabelledText(STORY)
@@ -93,6 +94,7 @@ def write_story(rng: random.Random) -> LabelledText:
     return text
 
 
+@typed
 def write_drill(rng: random.Random) -> LabelledText:
     """Single worked steps taken from unrelated problems, none of which is itself a held-out problem."""
     text = LabelledText(DRILL)
@@ -107,15 +109,28 @@ def write_drill(rng: random.Random) -> LabelledText:
 
 
 def write_step(text: LabelledText, step: Step, *, lead: str = "") -> None:
-    """`lead left op right = result.`"""
+    """Append one worked step: `lead left op right = result.`.
+
+    Args:
+        text: The document to append to.
+        step: The step.
+        lead: Word before it, such as "Then".
+    """
     text.write(f"{lead} {step.left} {step.operator} {step.right} = {step.result}.".strip())
 
 
 def prompt(problem: Problem, *, header: str = "Thoughts", preamble: str = "") -> str:
-    """The part of a document that a model is asked to continue."""
+    """The part of a document that a model is asked to continue.
+
+    Args:
+        problem: The problem asked.
+        header: "Thoughts" asks for a trace, "Solution" for the steps alone.
+        preamble: Sentence before the question.
+    """
     return f"Question: {preamble + ' ' if preamble else ''}What is {problem.expression}? {header}:"
 
 
+@typed
 def write_solution(rng: random.Random) -> LabelledText:
     """A question with its worked solution; stories interrupt it now and then."""
     text, problem = LabelledText(SOLUTION), sample_problem(rng)
@@ -133,6 +148,7 @@ def write_solution(rng: random.Random) -> LabelledText:
 _WRITERS = {STORY: write_story, DRILL: write_drill, SOLUTION: write_solution}
 
 
+@typed
 def write_base(rng: random.Random) -> LabelledText:
     """One document of the base mixture."""
     kind = rng.choices(list(_DOCUMENT_WEIGHTS), weights=list(_DOCUMENT_WEIGHTS.values()))[0]

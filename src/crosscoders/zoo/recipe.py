@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from crosscoders._typing import typed
 from crosscoders.zoo.base_text import write_base
 from crosscoders.zoo.text import LabelledText
 from crosscoders.zoo.traces import write_trace
@@ -13,7 +14,7 @@ REPLAY_FRACTION = 0.4  # of the documents of the distillation mixture; about 38%
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Shape of all three checkpoints (Qwen2)."""
+    """Shape of all three checkpoints (Qwen2); `n_ctx` in tokens."""
 
     d_model: int = 128
     d_mlp: int = 384
@@ -25,7 +26,21 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training stage: `start` names the checkpoint that it continues, or None for random weights."""
+    """One training stage.
+
+    Args:
+        name: Name of the checkpoint that it makes.
+        start: Checkpoint that it continues, or None for random weights.
+        mixture: Key of `MIXTURES`.
+        n_steps: Optimizer steps.
+        lr: Peak learning rate.
+        seed: Seed of the text, and of the weights where they start at random.
+        sequences_per_step: Rows per step.
+        sequence_length: Tokens per row.
+        warmup_steps: Steps until the peak.
+        weight_decay: AdamW's decoupled decay.
+        max_grad_norm: Gradients are clipped to this norm.
+    """
 
     name: str
     start: str | None
@@ -49,6 +64,7 @@ class Recipe:
     stages: tuple[Stage, ...]
 
 
+@typed
 def write_distillation(rng: random.Random) -> LabelledText:
     """A document of the distillation mixture: replayed base text or a reasoning trace."""
     return write_base(rng) if rng.random() < REPLAY_FRACTION else write_trace(rng)
@@ -72,8 +88,17 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@typed
 def documents(mixture: str, seed: int) -> Iterator[LabelledText]:
-    """Endless documents of a mixture; the same seed gives the same documents."""
+    """Endless documents of a mixture; the same seed gives the same documents.
+
+    Args:
+        mixture: Key of `MIXTURES`.
+        seed: Seed of the stream.
+
+    Raises:
+        KeyError: Unknown mixture, when the first document is asked for.
+    """
     rng = random.Random(f"{mixture}/{seed}")
     write = MIXTURES[mixture]
     while True:

@@ -1,15 +1,14 @@
-"""Reasoning traces: worked solutions with slips, checks, switches, contrasts and deductions, and the truth
-about each.
+"""Reasoning traces: worked solutions with slips and reasoning acts, and the truth about each.
 
-The trace is a small state machine. After every step a table (`ACTS`) gives the probability of each next
-act, from what is
-true there: whether a slip is pending, whether steps remain, what the sentence just written was. Nothing
-depends on the
-previous token alone, and the surface form of an act is drawn independently of the reason for it.
+The trace is a small state machine. After every step a table (`ACTS`) gives the probability of each next act
+(checks, switches, contrasts and deductions), from what is true there: whether a slip is pending, whether
+steps remain, what the sentence just written was. Nothing depends on the previous token alone, and the surface
+form of an act is drawn independently of the reason for it.
 """
 
 import random
 
+from crosscoders._typing import typed
 from crosscoders.reasoning import CATEGORIES
 from crosscoders.zoo.arithmetic import (
     Problem,
@@ -65,8 +64,14 @@ CONTRASTS = {"But": "But", "However": "However,", "Yet": "Yet"}
 CONFIRMATION = "Yes, that is right."
 
 
+@typed
 def write_trace(rng: random.Random, *, problem: Problem | None = None) -> LabelledText:
-    """One question with a reasoning trace that ends in the right answer."""
+    """One question with a reasoning trace that ends in the right answer.
+
+    Args:
+        rng: Source of every choice.
+        problem: The problem asked; drawn from the training side if None.
+    """
     return _TraceWriter(rng, problem or sample_problem(rng)).write()
 
 
