@@ -8,7 +8,7 @@ import torch
 
 from crosscoders._typing import typed
 from crosscoders.models import LanguageModel, generate
-from crosscoders.zoo.arithmetic import Problem, answer, misread, sample_problem
+from crosscoders.zoo.arithmetic import Problem, answer, sample_problem, slip_value
 from crosscoders.zoo.base_text import prompt
 from crosscoders.zoo.parser import acts, final_answer, reflections, to_text
 from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
@@ -196,11 +196,8 @@ def slip_response(
             continue
         act = rng.choice(steps)
         assert act.step is not None
-        slip = misread(rng, act.step)
-        if slip.result == act.step.result:  # a factor of zero hides the misreading
-            continue
         untouched.append(list(encode(text[: act.end])))
-        slipped.append(list(encode(text[: act.starts[1]] + f"{slip.right} = {slip.result}.")))
+        slipped.append(list(encode(text[: act.result_at] + f"{slip_value(rng, act.step[3])}.")))
         asked.append(problem)
     if not asked:
         raise ValueError(

@@ -8,12 +8,12 @@ wrote.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from crosscoders._typing import typed
 from crosscoders.reasoning import CATEGORIES
-from crosscoders.zoo.arithmetic import Step, apply, other_way, reduce_once
+from crosscoders.zoo.arithmetic import apply
 from crosscoders.zoo.text import MARKERS, LabelledText
 from crosscoders.zoo.vocabulary import vocabulary
 
@@ -42,7 +42,6 @@ def _unique_groups(name: str, pattern: str) -> str:
 
 
 _ACT = re.compile("|".join(_unique_groups(name, pattern) for name, pattern in _OPENINGS.items()))
-_PROBLEM = re.compile(r"What is (\d+(?: [+x-] \d+)+)\? (?:Thoughts|Solution):")
 _ANSWER = re.compile(r"Answer: (\d+)\.")
 
 
@@ -55,30 +54,21 @@ class Act:
         start: Character offset of its first word.
         end: Character offset behind its last.
         words: Its text.
-        step: The step that it states, if any.
-        expected: The step that the problem asks for at this place, if a problem was found.
-        starts: Character offsets of the step's left operand, right operand and result.
+        step: Left operand, operator, right operand and stated result of the step in it, if any.
+        result_at: Character offset of the stated result; -1 without a step.
     """
 
     category: str | None
     start: int
     end: int
     words: str
-    step: Step | None = None
-    expected: Step | None = None
-    starts: tuple[int, int, int] = (-1, -1, -1)
+    step: tuple[int, str, int, int] | None
+    result_at: int
 
     @property
     def is_right(self) -> bool:
-        """Whether the stated step is the one that the problem asks for, or another way to it.
-
-        Without a problem: whether it is arithmetically right. True for a clause without a step.
-        """
-        if self.step is None:
-            return True
-        if self.expected is None:
-            return apply(self.step.operator, self.step.left, self.step.right) == self.step.result
-        return self.step == self.expected or (self.category is not None and self.step == other_way(self.expected))
+        """Whether the step in the clause is arithmetically right (True where there is none)."""
+        return self.step is None or apply(self.step[1], self.step[0], self.step[2]) == self.step[3]
 
 
 @typed
@@ -90,26 +80,20 @@ def to_text(ids: Sequence[int]) -> str:
 
 @typed
 def acts(text: str) -> list[Act]:
-    """All recognized clauses of a text that asks at most one problem, in order."""
-    asked = _PROBLEM.search(text)
-    words = asked.group(1).split() if asked else []
-    operands, operators = tuple(map(int, words[::2])), tuple(words[1::2])
-    expected: Step | None = None
+    """All recognized clauses of a text, in order."""
     found = []
     for match in _ACT.finditer(text):
         kind = str(match.lastgroup).removeprefix("act_")
+        groups = [
+            match.group(f"{part}_{kind}") if f"{part}_{kind}" in match.groupdict() else None
+            for part in _PARTS
+        ]
+        step = None
+        if groups[3] is not None:
+            step = (int(str(groups[0])), str(groups[1]), int(str(groups[2])), int(groups[3]))
+        result_at = match.start(f"result_{kind}") if step else -1
         category = None if kind == "step" else CATEGORIES[int(kind)]
-        if category is None:
-            expected = None
-            if operators:
-                expected, operands, operators = reduce_once(operands, operators)
-        act = Act(category, match.start(), match.end(), match.group())
-        if f"result_{kind}" in match.groupdict() and match.group(f"result_{kind}") is not None:
-            left, operator, right, result = (match.group(f"{part}_{kind}") for part in _PARTS)
-            step = Step(int(left), operator, int(right), int(result))
-            starts = tuple(match.start(f"{part}_{kind}") for part in ("left", "right", "result"))
-            act = replace(act, step=step, expected=expected, starts=starts)
-        found.append(act)
+        found.append(Act(category, match.start(), match.end(), match.group(), step, result_at))
     return found
 
 
@@ -151,15 +135,12 @@ def _label_acts(labelled: LabelledText, found: list[Act], ends: list[int]) -> No
                 labelled.onset[first - 1] = category
         if act.step is None:
             continue
-        right, result = (bisect_right(ends, at) for at in act.starts[1:])
+        result = bisect_right(ends, act.result_at)
         if slip_from is not None and act.is_right and act.category is not None:
             _mark_pending(labelled, slip_from, result)
             slip_from = None
         elif slip_from is None and not act.is_right and act.category is None:
-            is_misread = act.expected is not None and act.step.right != act.expected.right
-            slip_from = right if is_misread else result
-            if is_misread:
-                labelled.is_slip[right : right + len(str(act.step.right))] = [True] * len(str(act.step.right))
+            slip_from = result
             labelled.is_slip[result:last] = [True] * (last - result)
     if slip_from is not None:
         _mark_pending(labelled, slip_from, len(labelled))
