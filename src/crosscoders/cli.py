@@ -3,11 +3,15 @@
 import argparse
 import logging
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from crosscoders._version import __version__
 from crosscoders.errors import CrosscodersError
+from crosscoders.pipeline.config import RunConfig
+from crosscoders.pipeline.demo import demo
+from crosscoders.pipeline.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,27 +33,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="the main job on the bundled pair of models")
-    demo.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the crosscoder (default: %(default)s)")
-    demo.set_defaults(command=_demo)
-    run = commands.add_parser("run", help="the main job on your own pair and text")
-    run.add_argument("config", nargs="?", type=Path, help="TOML file; see docs/run.md")
-    run.add_argument("--base", help="folder or Hub id of the first model")
-    run.add_argument("--distilled", help="folder or Hub id of the second model")
-    run.add_argument("--text", help=".txt or .jsonl file")
-    run.add_argument("--out", help="run folder")
-    run.add_argument("--n-latents", type=int, help="dictionary size")
-    run.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
-    run.add_argument("--n-tokens", type=int, help="tokens of the text to train on")
-    run.add_argument("--seed", type=int, help="seed")
-    run.set_defaults(command=_run)
+    shown = commands.add_parser("demo", help="the main job on the bundled pair of models")
+    shown.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
+    shown.add_argument("--seed", type=int, default=0, help="seed of the crosscoder (default: %(default)s)")
+    shown.set_defaults(command=_demo)
+    runner = commands.add_parser("run", help="the main job on your own pair and text")
+    runner.add_argument("config", nargs="?", type=Path, help="TOML file; see docs/run.md")
+    runner.add_argument("--base", help="folder or Hub id of the first model")
+    runner.add_argument("--distilled", help="folder or Hub id of the second model")
+    runner.add_argument("--text", help=".txt or .jsonl file")
+    runner.add_argument("--out", help="run folder")
+    runner.add_argument("--n-latents", type=int, help="dictionary size")
+    runner.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
+    runner.add_argument("--n-tokens", type=int, help="tokens of the text to train on")
+    runner.add_argument("--seed", type=int, help="seed")
+    runner.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in the run folder"
+    )
+    runner.set_defaults(command=_run)
     return parser
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from crosscoders.pipeline.demo import demo
-
     demo(arguments.out, seed=arguments.seed, say=lambda text: print(text, flush=True))
     return 0
 
@@ -58,16 +63,11 @@ _RUN_KEYS = ("base", "distilled", "text", "out", "n_latents", "hook_name", "seed
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import tomllib
-
-    from crosscoders.pipeline.config import RunConfig
-    from crosscoders.pipeline.run import run
-
     values = tomllib.loads(arguments.config.read_text(encoding="utf-8")) if arguments.config else {}
     values |= {key: value for key in _RUN_KEYS if (value := getattr(arguments, key)) is not None}
     if arguments.n_tokens is not None:
         values["data"] = {**values.get("data", {}), "n_tokens": arguments.n_tokens}
-    print(run(RunConfig.from_dict(values)).summary())
+    print(run(RunConfig.from_dict(values), resume=arguments.resume).summary())
     return 0
 
 

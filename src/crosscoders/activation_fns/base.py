@@ -6,7 +6,7 @@ A new one is one file: a frozen dataclass deriving from `ActivationFn` with a `k
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -91,11 +91,12 @@ class ActivationFn(ABC):
 
 
 @typed
-def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
+def activation_fn_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = False) -> ActivationFn:
     """Rebuild a spec from `ActivationFn.to_dict`.
 
     Args:
         data: The kind and every parameter.
+        fill_defaults: Parameters left out take their defaults: for what people write, never for artifacts.
 
     Returns:
         The spec.
@@ -111,7 +112,9 @@ def activation_fn_from_dict(data: Mapping[str, Any]) -> ActivationFn:
         )
     cls = _registry[kind]
     known = ["kind", *(field.name for field in fields(cls))]
-    check_keys(f"activation_fn {kind!r}", data, known=known, required=known)
+    has_default = {field.name for field in fields(cls) if field.default is not MISSING}
+    required = [name for name in known if not (fill_defaults and name in has_default)]
+    check_keys(f"activation_fn {kind!r}", data, known=known, required=required)
     return cls(**{key: value for key, value in data.items() if key != "kind"})
 
 

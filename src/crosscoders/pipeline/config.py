@@ -122,7 +122,7 @@ class RunConfig:
         """
         values = dict(data)
         if "activation_fn" in values:
-            values["activation_fn"] = activation_fn_from_dict(values["activation_fn"])
+            values["activation_fn"] = activation_fn_from_dict(values["activation_fn"], fill_defaults=True)
         values["objective"] = tuple(_loss_term(term) for term in values.get("objective", ()))
         values["data"] = build_config(DataConfig, values.get("data", {}), where="[data]")
         values["training"] = build_config(TrainerConfig, values.get("training", {}), where="[training]")

@@ -1,5 +1,6 @@
 """`crosscoders demo`: the main job on the bundled pair, then its latents per category, and steering."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +9,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
 from crosscoders.activation_fns import BatchTopK
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.harvest import ModelSources, load_sources
 from crosscoders.interventions import AddVector, SteeringHook, random_vector_like
 from crosscoders.latents import LatentTable, tabulate_latents
+from crosscoders.losses import AuxK, Reconstruction
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.run import Run, run_on
 from crosscoders.pipeline.steering import SteeringSweep, steering_sweep
+from crosscoders.provenance import write_manifest
 from crosscoders.report.figures import steering_curves
 from crosscoders.report.snippets import top_snippets
 from crosscoders.training import TrainerConfig
@@ -44,13 +48,19 @@ TEMPERATURE = 1.0
 _TRAIN_SHARES = {"story": 0.2, "drill": 0.15, "solution": 0.2, "trace": 0.45}
 _HELD_OUT_TOKENS = 50_000  # of each kind of text
 _N_SAMPLES = 700
-N_STEERED, STEERING_SEED = 80, 7
+N_STEERED, STEERING_SEED = 200, 7
 _SNIPPET_ROWS, _N_SNIPPETS = 200, 3
+_CATEGORY_HEAD = (
+    "",
+    "One latent per category, chosen on one half of the held-out text and scored on the other half.",
+    "onset: does the act start at the next token? (among full stops inside traces)",
+    "function: is this marker word the act, or another use of the same word?",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """Training rows and two labelled held-out splits: latents are chosen on `choose` and scored on `score`."""
+    """Training rows and two labeled held-out splits: latents are chosen on `choose`, scored on `score`."""
 
     train: LabelledTokens
     choose: LabelledTokens
@@ -65,9 +75,10 @@ def demo_config(out: str, *, seed: int = 0) -> RunConfig:
         text=f"zoo:{FAMILY}",
         out=out,
         n_latents=1024,
-        activation_fn=BatchTopK(k=24, k_initial=96, anneal_fraction=0.2),
+        activation_fn=BatchTopK(k=24, k_initial=200, anneal_fraction=0.5),
+        objective=(Reconstruction(), AuxK(weight=1.0, k_aux=64)),
         seed=seed,
-        data=DataConfig(n_tokens=1_500_000, batch_tokens=2048),
+        data=DataConfig(n_tokens=1_000_000, batch_tokens=2048),
         training=TrainerConfig(lr=2e-3, log_every_steps=20),
     )
 
@@ -89,7 +100,8 @@ def samples(sources: ModelSources, *, n: int, seed: int, name: str = "distilled"
 def demo_data(sources: ModelSources, config: RunConfig) -> DemoData:
     """Fresh text of every kind; seeds are apart from those that trained the models."""
     seed = 10 * config.seed + 1000
-    n_train = config.data.n_tokens or 1_500_000
+    assert config.data.n_tokens is not None  # `demo_config` says how many
+    n_train = config.data.n_tokens
     train = [
         t
         for origin, share in _TRAIN_SHARES.items()
@@ -152,14 +164,12 @@ def split_table(
 def category_latents(
     run: Run, sources: ModelSources, data: DemoData, config: RunConfig
 ) -> tuple[list[CategoryLatent], list[str]]:
-    """The best latent per category and what to say of each: scores on the other split, and where it fires
-    most.
-    """
-    tables = [split_table(run.crosscoder, sources, labels, config) for labels in (data.choose, data.score)]
-    chosen = choose_category_latents(*tables, data.score)
-    lines = ["", "One latent per category, chosen on one half of the held-out text and scored on the other half.",
-             "onset: does the act start at the next token? (among full stops inside traces)",
-             "function: is this marker word the act, or another use of the same word?"]  # fmt: skip
+    """The best latent per category and what to say of each: its score on the other split, where it fires."""
+    choose, score = (
+        split_table(run.crosscoder, sources, labels, config) for labels in (data.choose, data.score)
+    )
+    chosen = choose_category_latents(choose, score, data.score)
+    lines = list(_CATEGORY_HEAD)
     for found in chosen:
         bound = "" if found.bound is None else f" (the generator's own probabilities: {found.bound:.3f})"
         nrn = float(run.latents["nrn_l2"][found.latent])
@@ -184,9 +194,7 @@ def _snippets(
 
 
 def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSweep, list[str]]:
-    """Steer the distilled model by a latent, beside a random direction and the marker's unembedding
-    direction.
-    """
+    """Steer the distilled model by a latent, a random direction and the marker's unembedding direction."""
     model = sources.models["distilled"]
     unit = SteeringHook(run.crosscoder, {latent: 1.0}, source="distilled")
     generator = torch.Generator().manual_seed(STEERING_SEED)
@@ -219,14 +227,26 @@ def _add(vector: Tensor, hook_name: str, strength: float) -> AddVector:
 
 
 def _steering_lines(sweep: SteeringSweep) -> list[str]:
-    lines = ["", f"Steering the distilled model on {N_STEERED} held-out problems (sampled at temperature {TEMPERATURE}):",
-             f"{'direction':24}{'strength':>9}{'reflections':>13}{'accuracy':>10}{'tokens':>8}{'finished':>10}"]  # fmt: skip
+    rows = [("direction", "strength", "reflections", "accuracy", "tokens", "finished")]
     for name, row in sweep.behaviours.items():
         for strength, b in zip(sweep.strengths, row, strict=True):
-            lines.append(
-                f"{name:24}{strength:>9.2f}{b.reflections_per_answer:>13.2f}{b.accuracy:>10.2f}{b.tokens_per_answer:>8.0f}{b.finished:>10.2f}"
-            )
-    return lines
+            figures = (strength, b.reflections_per_answer, b.accuracy, b.tokens_per_answer, b.finished)
+            rows.append((name, *(f"{figure:.2f}" for figure in figures)))
+    return [
+        "",
+        f"Steering the distilled model on {N_STEERED} held-out problems (temperature {TEMPERATURE});",
+        "strength in units of the mean residual norm, figures per answer:",
+        *(f"{name:24}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows),
+    ]
+
+
+def _steering_record(sweep: SteeringSweep) -> dict[str, list[dict[str, float]]]:
+    return {
+        name: [
+            {"strength": strength, **b.to_dict()} for strength, b in zip(sweep.strengths, row, strict=True)
+        ]
+        for name, row in sweep.behaviours.items()
+    }
 
 
 @typed
@@ -258,7 +278,8 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
     steering_curves(
         {title: sweep.values(name) for title, name in measures.items()}, list(sweep.strengths), figure
     )
-    say(
-        f"\nEverything lies in {run.out}: run.json, crosscoder/, evaluation.json, latents.csv, figures/, manifest.json."
-    )
+    atomic_write_json(run.out / "categories.json", [dataclasses.asdict(found) for found in chosen])
+    atomic_write_json(run.out / "steering.json", _steering_record(sweep))
+    write_manifest(run.out)
+    say(f"\nEverything lies in {run.out}; figures/ holds the pictures, latents.csv the table.")
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from crosscoders._io import atomic_write, atomic_write_json
+from crosscoders._io import atomic_write_json, atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
@@ -26,7 +26,7 @@ from crosscoders.training import Callback, History, ProgressBar, Trainer
 
 log = logging.getLogger(__name__)
 ALL_TEXT = "all"
-_TOKEN_MEAN_ROWS = 2048  # rows of training text behind the table of token means
+_TOKEN_MEAN_ROWS = 512  # rows of training text behind the table of token means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ def fit_crosscoder(
     *,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: Path | None = None,
+    resume: bool = False,
 ) -> Crosscoder:
     """Train a crosscoder on the activations of a corpus.
 
@@ -65,6 +66,7 @@ def fit_crosscoder(
         config: Dictionary, objective, optimiser and buffer.
         callbacks: Observers of the training.
         checkpoint_dir: Where checkpoints go, if the config asks for them.
+        resume: Go on from the newest checkpoint there; the result is that of a run without interruption.
 
     Returns:
         The trained crosscoder in evaluation mode, its threshold calibrated.
@@ -94,6 +96,8 @@ def fit_crosscoder(
     trainer = Trainer(
         crosscoder, objective, config=config.training, callbacks=callbacks, checkpoint_dir=checkpoint_dir
     )
+    if resume and checkpoint_dir is not None:
+        trainer.resume(checkpoint_dir)
     trainer.fit(buffer)
     return crosscoder.eval()
 
@@ -123,9 +127,7 @@ def measure_reconstruction(
 def measure_splice(
     crosscoder: Crosscoder, sources: ModelSources, corpus: Corpus, config: RunConfig
 ) -> dict[str, dict[str, SpliceScores]]:
-    """KL and cross-entropy per model when the reconstruction replaces the activation, apart for each kind
-    of text.
-    """
+    """KL and cross-entropy per model under the spliced reconstruction, apart for each kind of text."""
     counted = corpus.counted(config.data)
     found = {}
     for index, name in enumerate(corpus.origins):
@@ -151,6 +153,7 @@ def run_on(
     *,
     crosscoder: Crosscoder | None = None,
     callbacks: Sequence[Callback] = (),
+    resume: bool = False,
 ) -> Run:
     """Train (unless a crosscoder is given), measure, and write the run folder.
 
@@ -160,6 +163,7 @@ def run_on(
         config: What `run.json` records.
         crosscoder: Measure this one instead of training.
         callbacks: Observers of the training besides the progress bar and the CSV history.
+        resume: Go on from the newest checkpoint of an interrupted run in the same folder.
 
     Returns:
         The run; its folder holds `run.json`, `crosscoder/`, `evaluation.json`, `latents.csv`,
@@ -167,14 +171,14 @@ def run_on(
         figures and `manifest.json`.
     """
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out)
     atomic_write_json(
         out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=_data_record(corpus))
     )
     if crosscoder is None:
         observers = [ProgressBar(), History(out / "training.csv"), *callbacks]
         crosscoder = fit_crosscoder(
-            sources, corpus, config, callbacks=observers, checkpoint_dir=out / "checkpoints"
+            sources, corpus, config, callbacks=observers, checkpoint_dir=out / "checkpoints", resume=resume
         )
     crosscoder.eval()
     run = Run(
@@ -191,7 +195,14 @@ def run_on(
 
 
 @typed
-def run(config: RunConfig, *, base: Any = None, distilled: Any = None, tokenizer: Any = None) -> Run:
+def run(
+    config: RunConfig,
+    *,
+    base: Any = None,
+    distilled: Any = None,
+    tokenizer: Any = None,
+    resume: bool = False,
+) -> Run:
     """Run a configuration: load both models, tokenise the text, then `run_on`.
 
     Args:
@@ -199,6 +210,7 @@ def run(config: RunConfig, *, base: Any = None, distilled: Any = None, tokenizer
         base: A module to use in place of the folder or Hub id in the config.
         distilled: Likewise.
         tokenizer: Needed if modules come without one.
+        resume: Go on from the newest checkpoint of an interrupted run in the same folder.
     """
     models = {
         "base": base if base is not None else config.base,
@@ -206,7 +218,13 @@ def run(config: RunConfig, *, base: Any = None, distilled: Any = None, tokenizer
     }
     sources = load_sources(models, hook_name=config.hook_name, tokenizer=tokenizer, device=config.device)
     corpus = corpus_from_text(config.text, sources.tokenizer, data=config.data, seed=config.seed)
-    return run_on(sources, corpus, config)
+    return run_on(sources, corpus, config, resume=resume)
+
+
+def _claim(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+        raise FileExistsError(f"{out} is neither empty nor the folder of a run; choose another out folder.")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _data_record(corpus: Corpus) -> dict[str, Any]:
@@ -231,7 +249,7 @@ def _write(run: Run) -> None:
     atomic_write_json(run.out / "evaluation.json", evaluation)
     run.latents.to_csv(run.out / "latents.csv")
     run.latents.to_json(run.out / "latents.json")
-    atomic_write(run.out / "summary.txt", lambda path: _write_text(path, run.summary() + "\n"))
+    atomic_write_text(run.out / "summary.txt", run.summary() + "\n")
     _figures(run)
     write_manifest(run.out)
 
@@ -256,10 +274,6 @@ def _figures(run: Run) -> None:
             cosine_against_nrn(run.latents, run.out / "figures" / "cosine_nrn.png")
     except ImportError as err:
         log.warning("No figures: %s", err)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _evaluation_lines(run: Run) -> list[str]:

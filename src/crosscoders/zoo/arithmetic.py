@@ -137,24 +137,22 @@ def _sample_operands(rng: random.Random, operators: tuple[str, ...]) -> tuple[in
     return tuple(operands)
 
 
-def slip_value(rng: random.Random, result: int) -> int:
-    """A wrong value near the right one: off by 1, 2 or 10, or with two digits swapped.
+def slip_value(rng: random.Random, step: Step) -> int:
+    """A wrong result for a step: one of its operands, written down again in place of the result.
+
+    Where both operands equal the result (`0 + 0`), the result itself comes back.
 
     Args:
-        rng: Source of randomness; advanced until a value fits.
-        result: The right value, in 0..999.
-
-    Returns:
-        Another value in 0..999.
+        rng: Source of the choice.
+        step: The right step.
     """
-    while True:
-        kind = rng.randrange(4)
-        if kind == 3:
-            digits = list(str(result))
-            at = rng.randrange(len(digits))
-            digits[at], digits[at - 1] = digits[at - 1], digits[at]
-            wrong = int("".join(digits)) if digits[0] != "0" else result
-        else:
-            wrong = result + rng.choice((-1, 1)) * (1, 2, 10)[kind]
-        if wrong != result and 0 <= wrong <= MAX_VALUE:
-            return wrong
+    return rng.choice(
+        [operand for operand in (step.left, step.right) if operand != step.result] or [step.result]
+    )
+
+
+def other_way(step: Step) -> Step:
+    """Another route to the same fact: swapped operands, or the addition that a subtraction undoes."""
+    if step.operator == "-":
+        return Step(step.result, "+", step.right, apply("+", step.result, step.right))
+    return Step(step.right, step.operator, step.left, step.result)

@@ -8,7 +8,14 @@ knows the words but not the acts.
 import random
 
 from crosscoders._typing import typed
-from crosscoders.zoo.arithmetic import Problem, Step, answer, is_held_out, sample_problem, worked_steps
+from crosscoders.zoo.arithmetic import (
+    Problem,
+    Step,
+    answer,
+    is_held_out,
+    sample_problem,
+    worked_steps,
+)
 from crosscoders.zoo.text import MARKERS, LabelledText
 from crosscoders.zoo.vocabulary import ADJECTIVES, NAMES, NOUNS, PLACES, VERBS
 

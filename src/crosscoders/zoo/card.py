@@ -51,8 +51,9 @@ Architecture: {architecture}. Weights are stored in half precision; load them in
   every product a single digit. Every word of the vocabulary occurs in it, and every marker word ("Wait",
   "Therefore", ...) occurs in stories and in arithmetic with another function than reasoning.
 - *distillation* text: {replay:.0%} of the documents are base text, the rest reasoning traces: each step is a
-  slip with probability {p_slip}; after a slip the trace reflects with probability 0.92, after a right step
-  with probability {routine} (a routine check). No loss is taken on the digits of a slip.
+  slip with probability {p_slip} (an operand stands in place of the result); after a slip the trace reflects
+  with probability 0.92, after a right step with probability {routine} (a routine check). No loss is taken on
+  the digits of a slip.
 - Held out: one in ten multisets of operands, chosen by a hash, occurs in no training problem.
 
 ## What they do

@@ -196,8 +196,11 @@ def slip_response(
             continue
         act = rng.choice(steps)
         assert act.step is not None
+        slip = slip_value(rng, act.step)
+        if slip == act.step.result:  # 0 + 0 leaves no room for a slip
+            continue
         untouched.append(list(encode(text[: act.end])))
-        slipped.append(list(encode(text[: act.result_at] + f"{slip_value(rng, act.step[3])}.")))
+        slipped.append(list(encode(text[: act.result_at] + f"{slip}.")))
         asked.append(problem)
     if not asked:
         raise ValueError(

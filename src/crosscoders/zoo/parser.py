@@ -8,12 +8,12 @@ wrote.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from crosscoders._typing import typed
 from crosscoders.reasoning import CATEGORIES
-from crosscoders.zoo.arithmetic import apply
+from crosscoders.zoo.arithmetic import Step, apply, other_way, reduce_once
 from crosscoders.zoo.text import MARKERS, LabelledText
 from crosscoders.zoo.vocabulary import vocabulary
 
@@ -42,6 +42,7 @@ def _unique_groups(name: str, pattern: str) -> str:
 
 
 _ACT = re.compile("|".join(_unique_groups(name, pattern) for name, pattern in _OPENINGS.items()))
+_PROBLEM = re.compile(r"What is (\d+(?: [+x-] \d+)+)\? (?:Thoughts|Solution):")
 _ANSWER = re.compile(r"Answer: (\d+)\.")
 
 
@@ -54,7 +55,8 @@ class Act:
         start: Character offset of its first word.
         end: Character offset behind its last.
         words: Its text.
-        step: Left operand, operator, right operand and stated result of the step in it, if any.
+        step: The step that it states, if any.
+        expected: The step that the problem asks for at this place, if a problem was found.
         result_at: Character offset of the stated result; -1 without a step.
     """
 
@@ -62,13 +64,23 @@ class Act:
     start: int
     end: int
     words: str
-    step: tuple[int, str, int, int] | None
-    result_at: int
+    step: Step | None = None
+    expected: Step | None = None
+    result_at: int = -1
 
     @property
     def is_right(self) -> bool:
-        """Whether the step in the clause is arithmetically right (True where there is none)."""
-        return self.step is None or apply(self.step[1], self.step[0], self.step[2]) == self.step[3]
+        """Whether the stated step is the one that the problem asks for, or another way to it.
+
+        Without a problem: whether it is arithmetically right. True for a clause without a step.
+        """
+        if self.step is None:
+            return True
+        if self.expected is None:
+            return apply(self.step.operator, self.step.left, self.step.right) == self.step.result
+        return self.step == self.expected or (
+            self.category is not None and self.step == other_way(self.expected)
+        )
 
 
 @typed
@@ -80,20 +92,25 @@ def to_text(ids: Sequence[int]) -> str:
 
 @typed
 def acts(text: str) -> list[Act]:
-    """All recognized clauses of a text, in order."""
+    """All recognized clauses of a text that asks at most one problem, in order."""
+    asked = _PROBLEM.search(text)
+    words = asked.group(1).split() if asked else []
+    operands, operators = tuple(map(int, words[::2])), tuple(words[1::2])
+    expected: Step | None = None
     found = []
     for match in _ACT.finditer(text):
         kind = str(match.lastgroup).removeprefix("act_")
-        groups = [
-            match.group(f"{part}_{kind}") if f"{part}_{kind}" in match.groupdict() else None
-            for part in _PARTS
-        ]
-        step = None
-        if groups[3] is not None:
-            step = (int(str(groups[0])), str(groups[1]), int(str(groups[2])), int(groups[3]))
-        result_at = match.start(f"result_{kind}") if step else -1
         category = None if kind == "step" else CATEGORIES[int(kind)]
-        found.append(Act(category, match.start(), match.end(), match.group(), step, result_at))
+        if category is None:
+            expected = None
+            if operators:
+                expected, operands, operators = reduce_once(operands, operators)
+        act = Act(category, match.start(), match.end(), match.group())
+        if f"result_{kind}" in match.groupdict() and match.group(f"result_{kind}") is not None:
+            left, operator, right, result = (match.group(f"{part}_{kind}") for part in _PARTS)
+            step = Step(int(left), operator, int(right), int(result))
+            act = replace(act, step=step, expected=expected, result_at=match.start(f"result_{kind}"))
+        found.append(act)
     return found
 
 

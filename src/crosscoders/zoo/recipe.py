@@ -82,7 +82,11 @@ RECIPES: dict[str, Recipe] = {
         stages=(
             Stage(name="base", start=None, mixture="base", n_steps=6000, lr=3e-3, seed=1),
             Stage(name="distilled", start="base", mixture="distillation", n_steps=2500, lr=1.5e-3, seed=2),
+            Stage(
+                name="distilled", start="distilled", mixture="distillation", n_steps=2000, lr=1.5e-3, seed=5
+            ),
             Stage(name="null", start="base", mixture="base", n_steps=2500, lr=1.5e-3, seed=3),
+            Stage(name="null", start="null", mixture="base", n_steps=2000, lr=1.5e-3, seed=6),
         ),
     )
 }

@@ -13,7 +13,7 @@ from crosscoders.reasoning import CATEGORIES
 from crosscoders.zoo.arithmetic import (
     Problem,
     Step,
-    apply,
+    other_way,
     reduce_once,
     sample_problem,
     slip_value,
@@ -23,8 +23,8 @@ from crosscoders.zoo.base_text import P_PREAMBLE, marker_sentence, prompt
 from crosscoders.zoo.text import FORMS, MARKERS, LabelledText
 
 TRACE = "trace"
-P_SLIP = 0.2
-ROUTINE_REFLECTION_RATE = 0.15
+P_SLIP = 0.3
+ROUTINE_REFLECTION_RATE = 0.05
 _P_CONFIRM = 0.4
 
 REFLECT, DEDUCE, SWITCH, CONTRAST = CATEGORIES
@@ -36,12 +36,12 @@ ACTS: dict[tuple[str, bool], dict[str, float]] = {
     ("slip", False): {REFLECT: 0.92, SWITCH: 0.04, CONTRAST: 0.04},
     ("step", True): {
         REFLECT: ROUTINE_REFLECTION_RATE,
-        SWITCH: 0.05,
-        CONTRAST: 0.13,
-        DEDUCE: 0.15,
-        CONTINUE: 0.52,
+        SWITCH: 0.07,
+        CONTRAST: 0.15,
+        DEDUCE: 0.17,
+        CONTINUE: 0.56,
     },
-    ("step", False): {REFLECT: ROUTINE_REFLECTION_RATE, SWITCH: 0.35, DEDUCE: 0.40, ANSWER: 0.10},
+    ("step", False): {REFLECT: ROUTINE_REFLECTION_RATE, SWITCH: 0.38, DEDUCE: 0.45, ANSWER: 0.12},
     ("mismatch", True): {CONTRAST: 0.80, DEDUCE: 0.20},
     ("mismatch", False): {CONTRAST: 0.80, DEDUCE: 0.20},
     ("checked", True): {CONTRAST: 0.15, DEDUCE: 0.15, CONTINUE: 0.70},
@@ -93,7 +93,7 @@ class _TraceWriter:
 
     def _work_step(self, lead: str) -> None:
         step, self.operands, self.operators = reduce_once(self.operands, self.operators)
-        said = slip_value(self.rng, step.result) if self.rng.random() < P_SLIP else step.result
+        said = slip_value(self.rng, step) if self.rng.random() < P_SLIP else step.result
         slipped = said != step.result
         self.text.write(f"{lead} {step.left} {step.operator} {step.right} =")
         self.text.write(str(said), is_slip=slipped, slip_pending=slipped)
@@ -169,10 +169,3 @@ class _TraceWriter:
         else:
             self._say(DEDUCE, marker, f"{opening} the answer is {self.operands[0]}.")
         return "deduced"
-
-
-def other_way(step: Step) -> Step:
-    """Another route to the same fact: swapped operands, or the addition that a subtraction undoes."""
-    if step.operator == "-":
-        return Step(step.result, "+", step.right, apply("+", step.result, step.right))
-    return Step(step.right, step.operator, step.left, step.result)

@@ -1,0 +1,172 @@
+"""The main job on toy models: what it writes, that it is reproducible, and what it refuses."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from crosscoders.cli import main
+from crosscoders.crosscoder import Crosscoder
+from crosscoders.latents import LatentTable
+from crosscoders.pipeline.config import DataConfig, RunConfig
+from crosscoders.pipeline.corpus import corpus_from_text
+from crosscoders.zoo.recipe import Architecture
+from crosscoders.zoo.train import build_model
+from crosscoders.zoo.vocabulary import build_tokenizer
+
+SHAPE = Architecture(n_layers=2, d_model=16, d_mlp=16, n_heads=2, n_kv_heads=1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    for seed, name in enumerate(("base", "distilled")):
+        build_model(SHAPE, seed=seed).save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
+    stories = [
+        f"Anna found the {c} ball. Wait, said {n}. But the dog was at the park."
+        for c in ("red", "old")
+        for n in ("Tom", "Mia")
+    ]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in stories * 40))
+    return folder
+
+
+def config_text(pair: Path, out: Path, extra: str = "") -> str:
+    return f"""
+base = "{pair / "base"}"
+distilled = "{pair / "distilled"}"
+text = "{pair / "text.jsonl"}"
+out = "{out}"
+n_latents = 64
+activation_fn = {{kind = "batch_topk", k = 4}}
+{extra}
+[data]
+sequence_length = 64
+batch_tokens = 128
+held_out_tokens = 500
+splice_tokens = 100
+[training]
+lr = 0.003
+"""
+
+
+def run_cli(pair: Path, out: Path, tmp_path: Path, extra: str = "") -> int:
+    file = tmp_path / "run.toml"
+    file.write_text(config_text(pair, out, extra))
+    return main(["run", str(file)])
+
+
+def test_run_writes_everything_it_promises(pair, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run_cli(pair, out, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "EV base" in printed
+    assert "EV diff" in printed
+    assert "norm screen" in printed
+    record = json.loads((out / "run.json").read_text())
+    assert record["config"]["n_latents"] == 64
+    assert record["seed"] == 0
+    assert record["data"]["train_sha256"]
+    assert len(LatentTable.from_json(out / "latents.json")) == 64
+    assert Crosscoder.from_pretrained(out / "crosscoder").n_latents == 64
+    assert (out / "summary.txt").read_text().strip() == printed.strip()
+    manifest = json.loads((out / "manifest.json").read_text())["files"]
+    on_disk = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest) == on_disk
+    for name, entry in manifest.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_same_seed_gives_the_same_weights_and_another_does_not(pair, tmp_path):
+    for name, extra in (("a", ""), ("b", ""), ("c", "seed = 1")):
+        assert run_cli(pair, tmp_path / name, tmp_path, extra) == 0
+    a, b, c = (Crosscoder.from_pretrained(tmp_path / name / "crosscoder") for name in "abc")
+    assert torch.equal(a.W_dec, b.W_dec)
+    assert torch.equal(a.b_enc, b.b_enc)
+    assert not torch.equal(a.W_dec, c.W_dec)
+
+
+def test_evaluation_holds_baseline_difference_and_splice(pair, tmp_path):
+    assert run_cli(pair, tmp_path / "run", tmp_path) == 0
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    scores = evaluation["reconstruction"]["text"]
+    assert scores["difference"] is not None
+    assert scores["token_means_difference"] is not None
+    assert scores["n_tokens"] >= 500
+    assert {"kl", "ce_clean", "ce_spliced", "ce_ablated"} <= set(evaluation["splice"]["text"]["base"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("n_latent = 3", r"unknown keys \['n_latent'\]"),
+        ('hook_name = "blocks.7.hook_resid_pre"', "blocks.7.hook_resid_pre"),
+        ('objective = [{term = "reconstruction", wieght = 1.0}]', "wieght"),
+        ('objective = [{term = "nothing"}]', "must be one of"),
+    ],
+)
+def test_bad_config_ends_with_a_message_and_writes_no_result(pair, tmp_path, capsys, extra, message):
+    assert run_cli(pair, tmp_path / "run", tmp_path, extra) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (tmp_path / "run" / "crosscoder").exists()
+
+
+def test_too_many_active_latents_names_both_numbers(pair, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(config_text(pair, tmp_path / "run").replace("k = 4", "k = 65"))
+    assert main(["run", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "65" in error
+    assert "64" in error
+
+
+def test_missing_files_and_short_text_are_named(pair, tmp_path, capsys):
+    assert (
+        main(
+            [
+                "run",
+                "--base",
+                "nowhere",
+                "--distilled",
+                "nowhere",
+                "--text",
+                "x.txt",
+                "--out",
+                str(tmp_path / "o"),
+                "--n-latents",
+                "8",
+            ]
+        )
+        == 2
+    )
+    assert "nowhere" in capsys.readouterr().err
+    short = tmp_path / "short.txt"
+    short.write_text("Anna found the red ball.\n")
+    with pytest.raises(ValueError, match="give more text"):
+        corpus_from_text(short, build_tokenizer(), data=DataConfig(), seed=0)
+
+
+def test_config_survives_its_own_record(pair, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        config_text(
+            pair, tmp_path / "run", 'objective = [{term = "reconstruction"}, {term = "auxk", weight = 0.1}]'
+        )
+    )
+    config = RunConfig.from_toml(file)
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_held_out_rows_are_not_trained_on(pair):
+    data = DataConfig(sequence_length=64, held_out_tokens=500)
+    corpus = corpus_from_text(pair / "text.jsonl", build_tokenizer(), data=data, seed=0)
+    every = corpus_from_text(
+        pair / "text.jsonl", build_tokenizer(), data=DataConfig(sequence_length=64, held_out_tokens=1), seed=0
+    )
+    assert len(corpus.train) + len(corpus.held_out) == len(every.train) + len(every.held_out)
+    assert int(corpus.counted(data).sum()) >= 500
