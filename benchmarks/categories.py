@@ -4,7 +4,7 @@ Runs the same search three times per seed: on tiny-reasoner, on the same archite
 on tiny-reasoner with shuffled labels. Prints AUROC of each, the generator's own bound for onsets, and whether
 the first is at least 0.1 above both others. The seeds are fixed here.
 
-    python benchmarks/categories.py [--out results.json]
+    python benchmarks/categories.py [--n-tokens N] [--out results.json]
 """
 
 import argparse
@@ -42,9 +42,11 @@ def shuffled_data(data: DemoData, *, seed: int) -> DemoData:
     )
 
 
-def run_seed(seed: int) -> dict[str, list[CategoryLatent]]:
-    """The three searches of one seed."""
+def run_seed(seed: int, n_tokens: int | None) -> dict[str, list[CategoryLatent]]:
+    """The three searches of one seed; `n_tokens` of training text, the demo's if None."""
     config = demo_config(f"categories-{seed}", seed=seed)
+    if n_tokens is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, n_tokens=n_tokens))
     trained = load_sources(
         {name: str(model_path(FAMILY, name)) for name in ("base", "distilled")}, hook_name=config.hook_name
     )
@@ -87,8 +89,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="also write every figure to this JSON file")
+    parser.add_argument(
+        "--n-tokens", type=int, help="training tokens of each crosscoder (default: the demo's)"
+    )
     arguments = parser.parse_args()
-    results = {seed: run_seed(seed) for seed in SEEDS}
+    results = {seed: run_seed(seed, arguments.n_tokens) for seed in SEEDS}
     print("\n".join(report(results)))
     if arguments.out:
         plain = {

@@ -26,9 +26,10 @@ class AddVector:
         after: Add only at positions strictly after this marker's first occurrence in the row: text (of a
             model that brings a tokenizer), one token id, or several ids in a row. None is everywhere.
         from_position: Add only from this position of the row on, counted without left padding.
+        at_tokens: Add only where the token read is one of these ids. None is any token.
 
     Raises:
-        ValueError: A vector that is not finite, or a negative position.
+        ValueError: A vector that is not finite, a negative position, or an empty `at_tokens`.
 
     Example:
         with AddVector(direction, hook_name="half").on(model):
@@ -43,7 +44,10 @@ class AddVector:
         hook_name: str,
         after: str | int | Sequence[int] | None = None,
         from_position: int = 0,
+        at_tokens: Sequence[int] | None = None,
     ) -> None:
+        if at_tokens is not None and len(at_tokens) == 0:
+            raise ValueError(f"AddVector at {hook_name!r}: at_tokens is empty; None adds at every token.")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"AddVector at {hook_name!r}: the vector holds NaN or infinite entries.")
         if from_position < 0:
@@ -52,6 +56,7 @@ class AddVector:
         self.hook_name = hook_name
         self.after = after
         self.from_position = from_position
+        self.at_tokens = None if at_tokens is None else tuple(at_tokens)
 
     @contextmanager
     def on(self, model: Any) -> Iterator[LanguageModel]:
@@ -78,7 +83,7 @@ class AddVector:
         marker = None if self.after is None else _marker_ids(self.after, target)
         with ExitStack() as stack:
             trace = None
-            if marker is not None or self.from_position > 0:
+            if marker is not None or self.from_position > 0 or self.at_tokens is not None:
                 trace = stack.enter_context(target.trace_tokens())
             stack.enter_context(target.edit(self.hook_name, self._adding(trace, marker)))
             yield target
@@ -91,6 +96,8 @@ class AddVector:
             is_chosen = trace.positions() >= self.from_position
             if marker is not None:
                 is_chosen = is_chosen & trace.is_after(marker)
+            if self.at_tokens is not None:
+                is_chosen = is_chosen & trace.is_token(self.at_tokens)
             return torch.where(is_chosen[:, :, None], activation + vector, activation)
 
         return add

@@ -35,6 +35,7 @@ class SteeringHook:
         max_activations: Largest activation of each latent; required by, and only for, "max_activation".
         after: Add only at positions strictly after this marker (see `AddVector`).
         from_position: Add only from this position of the row on (see `AddVector`).
+        at_tokens: Add only where the token read is one of these ids (see `AddVector`).
 
     Raises:
         ValueError: No such source or latent, no strengths, a strength or length that is not finite, or a
@@ -57,6 +58,7 @@ class SteeringHook:
         max_activations: Mapping[int, int | float] | None = None,
         after: str | int | Sequence[int] | None = None,
         from_position: int = 0,
+        at_tokens: Sequence[int] | None = None,
     ) -> None:
         where = crosscoder.sources[source_index(crosscoder.sources, source)]
         if not where.hook_name:
@@ -83,6 +85,7 @@ class SteeringHook:
             hook_name=where.hook_name,
             after=after,
             from_position=from_position,
+            at_tokens=at_tokens,
         )
 
     @property

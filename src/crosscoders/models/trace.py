@@ -30,6 +30,15 @@ class TokenTrace:
         """Position of each new token in its own row, counted without padding (-1 on left padding)."""
         return (self._is_real.long().cumsum(dim=1) - 1)[:, -self._n_new :]
 
+    def is_token(self, token_ids: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
+        """Whether each new token is one of these ids (never on padding).
+
+        Args:
+            token_ids: Ids to look for.
+        """
+        wanted = torch.tensor(token_ids, device=self._tokens.device)
+        return (torch.isin(self._tokens, wanted) & self._is_real)[:, -self._n_new :]
+
     def is_after(self, marker: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
         """Whether each new token stands strictly after a complete occurrence of the marker in its row.
 

@@ -41,6 +41,24 @@ class CategoryLatent:
     n_yes: int
     n_no: int
 
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Names of the questions that the scores average over."""
+        return category_questions(self.kind, self.category)
+
+
+@typed
+def category_questions(kind: str, category: str) -> tuple[str, ...]:
+    """Names of the questions of a kind about a category: one on its onset, or one for each marker word.
+
+    Args:
+        kind: "onset" or "function".
+        category: A reasoning category.
+    """
+    if kind == ONSET:
+        return (f"{ONSET}/{category}",)
+    return tuple(f"{FUNCTION}/{category}/{marker}" for marker in FORMS[category])
+
 
 @typed
 def question_scores(table: LatentTable, kind: str, category: str) -> Float[Tensor, " latent"]:
@@ -56,11 +74,8 @@ def question_scores(table: LatentTable, kind: str, category: str) -> Float[Tenso
     Raises:
         KeyError: The table holds no such question.
     """
-    if kind == ONSET:
-        return table[f"auroc/{ONSET}/{category}"]
-    return torch.stack([table[f"auroc/{FUNCTION}/{category}/{marker}"] for marker in FORMS[category]]).mean(
-        dim=0
-    )
+    scores = [table[f"auroc/{question}"] for question in category_questions(kind, category)]
+    return torch.stack(scores).mean(dim=0)
 
 
 @typed
@@ -86,11 +101,7 @@ def choose_category_latents(
         for index, category in enumerate(CATEGORIES):
             scores = question_scores(choose, kind, category)
             latent = int(torch.where(scores.isnan(), -torch.inf, scores).argmax())
-            questions = (
-                [f"{ONSET}/{category}"]
-                if kind == ONSET
-                else [f"{FUNCTION}/{category}/{m}" for m in FORMS[category]]
-            )
+            questions = category_questions(kind, category)
             found.append(
                 CategoryLatent(
                     kind=kind,

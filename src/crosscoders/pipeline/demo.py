@@ -43,18 +43,22 @@ from crosscoders.zoo.text import FORMS, LabelledText
 from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
 
 FAMILY = "tiny-reasoner"
+# Where one latent tells best that the distilled model is about to reflect: onset AUROC on the choosing split
+# is 0.89, 0.89 and 0.92 at the inputs of blocks 3 (half depth), 4 and 5; measured 2026-11.
+HOOK_NAME = "blocks.5.hook_resid_pre"
 STRENGTHS = (-0.6, -0.3, 0.0, 0.3, 0.6)
 TEMPERATURE = 1.0
 _TRAIN_SHARES = {"story": 0.2, "drill": 0.15, "solution": 0.2, "trace": 0.45}
 _HELD_OUT_TOKENS = 50_000  # of each kind of text
 _N_SAMPLES = 700
 N_STEERED, STEERING_SEED = 200, 7
-_SNIPPET_ROWS, _N_SNIPPETS = 200, 3
+_SNIPPET_ROWS, _N_SNIPPETS = 300, 3
 _CATEGORY_HEAD = (
     "",
     "One latent per category, chosen on one half of the held-out text and scored on the other half.",
     "onset: does the act start at the next token? (among full stops inside traces)",
     "function: is this marker word the act, or another use of the same word?",
+    "Below each: where the latent fires most among the tokens asked about.",
 )
 
 
@@ -75,10 +79,11 @@ def demo_config(out: str, *, seed: int = 0) -> RunConfig:
         text=f"zoo:{FAMILY}",
         out=out,
         n_latents=1024,
-        activation_fn=BatchTopK(k=24, k_initial=200, anneal_fraction=0.5),
+        hook_name=HOOK_NAME,
+        activation_fn=BatchTopK(k=32, k_initial=200, anneal_fraction=0.5),
         objective=(Reconstruction(), AuxK(weight=1.0, k_aux=64)),
         seed=seed,
-        data=DataConfig(n_tokens=1_000_000, batch_tokens=2048),
+        data=DataConfig(n_tokens=1_200_000, batch_tokens=2048),
         training=TrainerConfig(lr=2e-3, log_every_steps=20),
     )
 
@@ -177,25 +182,29 @@ def category_latents(
             f"\n{found.kind} of {found.category}: latent {found.latent}, AUROC {found.auroc:.3f}{bound}, "
             f"{found.n_yes} yes / {found.n_no} no, NRN {nrn:.2f}"
         )
-        lines += [f"  {snippet}" for snippet in _snippets(run.crosscoder, sources, data.score, found.latent)]
+        lines += [f"  {snippet}" for snippet in _snippets(run.crosscoder, sources, data.score, found)]
     return chosen, lines
 
 
 def _snippets(
-    crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, latent: int
+    crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, found: CategoryLatent
 ) -> list[str]:
+    """Where the latent fires most among the tokens that the question was asked about."""
     rows = labels.tokens[:_SNIPPET_ROWS]
     activations = sources.harvest(rows)
     with torch.no_grad():
         latents = crosscoder.encode(activations.flatten(0, 1))
-    fired = (latents if isinstance(latents, Tensor) else latents.to_dense())[:, latent].reshape(rows.shape)
-    fired = torch.where(labels.is_text[:_SNIPPET_ROWS], fired, 0.0)
-    return [str(snippet) for snippet in top_snippets(fired, rows, sources.tokenizer, n=_N_SNIPPETS)]
+    fired = latents if isinstance(latents, Tensor) else latents.to_dense()
+    contrasts = category_contrasts(labels)
+    asked = torch.stack([contrasts[name][:_SNIPPET_ROWS] >= 0 for name in found.questions]).any(dim=0)
+    shown = torch.where(asked, fired[:, found.latent].reshape(rows.shape), 0.0)
+    return [str(snippet) for snippet in top_snippets(shown, rows, sources.tokenizer, n=_N_SNIPPETS)]
 
 
 def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSweep, list[str]]:
     """Steer the distilled model by a latent, a random direction and the marker's unembedding direction."""
     model = sources.models["distilled"]
+    stop = (token_ids()["."],)  # where the question was asked that chose the latent
     unit = SteeringHook(run.crosscoder, {latent: 1.0}, source="distilled")
     generator = torch.Generator().manual_seed(STEERING_SEED)
     marker = token_ids()["\u2581" + FORMS["self-reflection"][0]]
@@ -206,11 +215,11 @@ def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSwee
     }
     hooks: dict[str, Callable[[float], SteeringHook | AddVector]] = {
         f"latent {latent}": lambda strength: SteeringHook(
-            run.crosscoder, {latent: strength}, source="distilled"
+            run.crosscoder, {latent: strength}, source="distilled", at_tokens=stop
         )
     }
     for name, vector in controls.items():
-        hooks[name] = partial(_add, vector, unit.source.hook_name)
+        hooks[name] = partial(_add, vector, unit.source.hook_name, stop)
     sweep = steering_sweep(
         model,
         held_out_problems(N_STEERED, seed=STEERING_SEED),
@@ -222,8 +231,8 @@ def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSwee
     return sweep, _steering_lines(sweep)
 
 
-def _add(vector: Tensor, hook_name: str, strength: float) -> AddVector:
-    return AddVector(strength * vector, hook_name=hook_name)
+def _add(vector: Tensor, hook_name: str, at_tokens: tuple[int, ...], strength: float) -> AddVector:
+    return AddVector(strength * vector, hook_name=hook_name, at_tokens=at_tokens)
 
 
 def _steering_lines(sweep: SteeringSweep) -> list[str]:
@@ -235,7 +244,7 @@ def _steering_lines(sweep: SteeringSweep) -> list[str]:
     return [
         "",
         f"Steering the distilled model on {N_STEERED} held-out problems (temperature {TEMPERATURE});",
-        "strength in units of the mean residual norm, figures per answer:",
+        "at full stops; strength in units of the mean residual norm, figures per answer:",
         *(f"{name:24}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows),
     ]
 

@@ -67,8 +67,8 @@ A slip planted into the model's own greedy trace ({n_slips} problems), and the s
 
 {slips}
 
-Greedy decoding shows no routine checks: an act of probability {routine} is never the most likely one. The
-stated rate is met when sampling.
+Greedy decoding shows no routine checks, since an act of probability {routine} is never the most likely one;
+sampling shows them.
 """
 
 
