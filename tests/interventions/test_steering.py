@@ -200,6 +200,22 @@ def test_from_position_counts_without_padding(model: LanguageModel, crosscoder: 
         assert generate(model, PROMPTS, max_new_tokens=8, stop_ids=()) == by_hand
 
 
+def test_at_tokens_adds_only_where_such_a_token_was_read(
+    model: LanguageModel, crosscoder: Crosscoder
+) -> None:
+    wanted = (*range(4, 20),)
+    hook = SteeringHook(crosscoder, {4: 1.5}, source="distilled", at_tokens=wanted)
+
+    def change(stream: Tensor, tokens: list[int]) -> Tensor:
+        return stream + hook.vector * torch.isin(torch.tensor(tokens), torch.tensor(wanted))[None, :, None]
+
+    by_hand = [manual_greedy(model, p, hook_name=HOOKS["distilled"], change=change, n=8) for p in PROMPTS]
+    with hook.on(model):
+        assert generate(model, PROMPTS, max_new_tokens=8, stop_ids=()) == by_hand
+    with pytest.raises(ValueError, match="at_tokens is empty"):
+        SteeringHook(crosscoder, {4: 1.5}, source="distilled", at_tokens=())
+
+
 def test_entering_in_the_middle_of_a_generation_raises(
     hf_model: Qwen2ForCausalLM, crosscoder: Crosscoder
 ) -> None:

@@ -36,7 +36,7 @@ UNCHECKED = {
         "load_state_dict",
     },
     # called by hooks, in every forward
-    "TokenTrace": {"read", "positions", "is_after"},
+    "TokenTrace": {"read", "positions", "is_after", "is_token"},
     # read in every reduction over sparse latents
     "SparseLatents": {"rows", "to_dense"},
 }
