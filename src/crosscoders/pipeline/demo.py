@@ -174,7 +174,7 @@ def category_latents(
         split_table(run.crosscoder, sources, labels, config) for labels in (data.choose, data.score)
     )
     chosen = choose_category_latents(choose, score, data.score)
-    lines = list(_CATEGORY_HEAD)
+    lines: list[str] = [*_CATEGORY_HEAD]
     for found in chosen:
         bound = "" if found.bound is None else f" (the generator's own probabilities: {found.bound:.3f})"
         nrn = float(run.latents["nrn_l2"][found.latent])
@@ -236,7 +236,7 @@ def _add(vector: Tensor, hook_name: str, at_tokens: tuple[int, ...], strength: f
 
 
 def _steering_lines(sweep: SteeringSweep) -> list[str]:
-    rows = [("direction", "strength", "reflections", "accuracy", "tokens", "finished")]
+    rows: list[tuple[str, ...]] = [("direction", "strength", "reflections", "accuracy", "tokens", "finished")]
     for name, row in sweep.behaviours.items():
         for strength, b in zip(sweep.strengths, row, strict=True):
             figures = (strength, b.reflections_per_answer, b.accuracy, b.tokens_per_answer, b.finished)
