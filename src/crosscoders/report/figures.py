@@ -130,6 +130,7 @@ def steering_curves(
             for (direction, values), (color, marker, line) in zip(lines.items(), styles, strict=False):
                 axes.plot(strengths, values, color=color, marker=marker, linestyle=line, label=direction)
             axes.set(title=measure, xlabel="strength (x mean residual norm)")
+            axes.set_ylim(bottom=0)
             axes.axvline(0, color=_GRAY, linewidth=0.8, linestyle=":")
         figure.axes[0].legend(frameon=False, fontsize=8)
 
