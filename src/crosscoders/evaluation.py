@@ -119,7 +119,7 @@ class ReconstructionScorer:
         latents = self._crosscoder.encode(rows)
         self._model.update(rows, self._crosscoder.decode(latents))
         if self._token_means is not None and token_ids is not None:
-            self._baseline.update(rows, self._token_means.predict(token_ids))
+            self._baseline.update(rows, self._token_means.predict(token_ids).to(rows.device))
         self.n_tokens += rows.shape[0]
         self._n_active += float(l0(latents)) * rows.shape[0]
 

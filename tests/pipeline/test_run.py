@@ -107,6 +107,7 @@ def test_evaluation_holds_baseline_difference_and_splice(pair, tmp_path):
         ('hook_name = "blocks.7.hook_resid_pre"', "blocks.7.hook_resid_pre"),
         ('objective = [{term = "reconstruction", wieght = 1.0}]', "wieght"),
         ('objective = [{term = "nothing"}]', "must be one of"),
+        ('seed = "zero"', "seed must be int, got 'zero'"),
     ],
 )
 def test_bad_config_ends_with_a_message_and_writes_no_result(pair, tmp_path, capsys, extra, message):

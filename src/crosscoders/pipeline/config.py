@@ -5,7 +5,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK, activation_fn_from_dict
@@ -169,7 +170,20 @@ def build_config(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
         raise ValueError(
             f"{where}: unknown keys {unknown}, missing keys {missing}; the keys are {sorted(fields)}."
         )
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        _check_plain_type(f"{where}: {name}", value, hints[name])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _check_plain_type(where: str, value: Any, hint: Any) -> None:
+    """Refuse text for a number and the like; only plain types are looked at."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    accepted = {kind for kind in kinds if kind in (int, float, str, bool, type(None))}
+    if not accepted or type(value) in accepted or (float in accepted and type(value) is int):
+        return
+    names = " or ".join(sorted(kind.__name__ for kind in accepted))
+    raise ValueError(f"{where} must be {names}, got {value!r} ({type(value).__name__}).")
 
 
 def _loss_term(data: Mapping[str, Any]) -> LossTerm:

@@ -46,9 +46,17 @@ class Corpus:
         Args:
             data: Says how many leading positions.
         """
-        keep = (self.origin >= 0) & ~torch.isin(
-            self.held_out, torch.tensor(self.exclude_token_ids, dtype=torch.int64)
-        )
+        return (self.origin >= 0) & self.kept(self.held_out, data)
+
+    @typed
+    def kept(self, tokens: Int[Tensor, "batch pos"], data: DataConfig) -> Bool[Tensor, "batch pos"]:
+        """Which tokens count at all: not the excluded ids, not the leading positions.
+
+        Args:
+            tokens: Token ids.
+            data: Says how many leading positions to leave out.
+        """
+        keep = ~torch.isin(tokens, torch.tensor(self.exclude_token_ids, dtype=torch.int64))
         keep[:, : data.skip_positions] = False
         return keep
 

@@ -90,7 +90,7 @@ def fit_crosscoder(
         ),
         generator=generator,
     ).to(config.device)
-    keep = ~torch.isin(batches[0], torch.tensor(corpus.exclude_token_ids, dtype=torch.int64))
+    keep = corpus.kept(batches[0], config.data)
     crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
     objective: Sequence[LossTerm] = config.objective or default_objective(config.activation_fn)
     trainer = Trainer(
@@ -112,7 +112,7 @@ def measure_reconstruction(
     """
     means = TokenMeans(crosscoder.sources)
     for tokens in corpus.train[:_TOKEN_MEAN_ROWS].split(config.data.sequences_per_harvest):
-        keep = ~torch.isin(tokens, torch.tensor(corpus.exclude_token_ids, dtype=torch.int64))
+        keep = corpus.kept(tokens, config.data)
         means.update(tokens[keep], sources.harvest(tokens)[keep])
     scorers = {name: ReconstructionScorer(crosscoder, means) for name in (ALL_TEXT, *corpus.origins)}
     for batch in corpus.held_out_batches(sources, config.data):
