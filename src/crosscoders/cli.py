@@ -67,7 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
     values |= {key: value for key in _RUN_KEYS if (value := getattr(arguments, key)) is not None}
     if arguments.n_tokens is not None:
         values["data"] = {**values.get("data", {}), "n_tokens": arguments.n_tokens}
-    print(run(RunConfig.from_dict(values), resume=arguments.resume).summary())
+    try:
+        config = RunConfig.from_dict(values)
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"{arguments.config or 'command line'}: {err}") from err
+    print(run(config, resume=arguments.resume).summary())
     return 0
 
 

@@ -77,7 +77,8 @@ class ReconstructionScores:
         n_tokens: Tokens measured.
         l0: Mean number of latents that fire on a token; NaN without tokens.
         explained_variance: By source name.
-        difference: Explained variance of second minus first source; None unless there are two of equal width.
+    `difference` is the explained variance of second minus first source, None unless there are two of equal
+    width that differ;
         token_means: `explained_variance` of the table of token means; None without a table.
         token_means_difference: `difference` of the table of token means; None without a table.
     """
@@ -133,9 +134,7 @@ class ReconstructionScorer:
         Raises:
             ValueError: Fewer than two tokens, or activations without variance.
         """
-        has_difference = (
-            len({s.d_model for s in self._crosscoder.sources}) == 1 and len(self._crosscoder.sources) == 2
-        )
+        has_difference = self._model.has_difference
         has_baseline = self._token_means is not None
         return ReconstructionScores(
             n_tokens=self.n_tokens,

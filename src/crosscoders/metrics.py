@@ -188,6 +188,12 @@ class ExplainedVariance:
             for name, columns in column_slices(self.sources).items()
         }
 
+    @property
+    def has_difference(self) -> bool:
+        """Whether there are two sources of equal width whose difference varies."""
+        moments = self._difference
+        return moments is not None and moments.centered is not None and bool(moments.centered.sum() > 0)
+
     @typed
     def compute_difference(self) -> float:
         """EV of the difference x_B - x_A of two sources of equal width.

@@ -45,10 +45,12 @@ def lexical_contrasts(
     for category, phrases in (LEXICON if lexicon is None else lexicon).items():
         starts = torch.zeros_like(tokens, dtype=torch.bool)
         for written in {variant for phrase in phrases for variant in (phrase, " " + phrase)}:
-            starts |= _phrase_starts(tokens, tokenizer.encode(written, add_special_tokens=False))
-        contrasts[f"onset/{category}"] = torch.cat(
-            [starts[:, 1:], torch.zeros_like(starts[:, :1])], dim=1
-        ).long()
+            phrase_ids = tokenizer.encode(written, add_special_tokens=False)
+            if getattr(tokenizer, "unk_token_id", None) not in phrase_ids:  # else it is not in the vocabulary
+                starts |= _phrase_starts(tokens, phrase_ids)
+        onset = torch.full_like(tokens, -1)  # what follows the last token of a row is not known
+        onset[:, :-1] = starts[:, 1:].long()
+        contrasts[f"onset/{category}"] = onset
         contrasts[f"marker/{category}"] = starts.long()
     return contrasts
 

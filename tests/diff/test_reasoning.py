@@ -60,6 +60,7 @@ def test_question_without_both_answers_is_undefined_not_zero():
 
 
 class WordTokenizer:
+    unk_token_id = 99
     words = ("Wait", " Wait", "But", " the", " Hold", " on")
 
     def encode(self, text, *, add_special_tokens):
@@ -75,7 +76,9 @@ def test_lexical_questions_find_phrases_with_and_without_a_space():
     tokens = torch.tensor([[3, 1, 3, 4, 5, 3, 2]])
     contrasts = lexical_contrasts(tokens, WordTokenizer())
     assert contrasts["marker/self-reflection"].tolist() == [[0, 1, 0, 1, 0, 0, 0]]
-    assert contrasts["onset/self-reflection"].tolist() == [[1, 0, 1, 0, 0, 0, 0]]
+    assert contrasts["onset/self-reflection"].tolist() == [[1, 0, 1, 0, 0, 0, -1]]
+    unknown = lexical_contrasts(torch.tensor([[3, 99, 3]]), WordTokenizer())
+    assert all(1 not in answers for answers in unknown.values())
     assert contrasts["marker/contrastive"].tolist() == [[0, 0, 0, 0, 0, 0, 1]]
 
 

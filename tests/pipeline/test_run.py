@@ -13,6 +13,7 @@ from crosscoders.crosscoder import Crosscoder
 from crosscoders.latents import LatentTable
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.corpus import corpus_from_text
+from crosscoders.zoo.parser import to_text
 from crosscoders.zoo.recipe import Architecture
 from crosscoders.zoo.train import build_model
 from crosscoders.zoo.vocabulary import build_tokenizer
@@ -163,11 +164,31 @@ def test_config_survives_its_own_record(pair, tmp_path):
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_held_out_rows_are_not_trained_on(pair):
-    data = DataConfig(sequence_length=64, held_out_tokens=500)
-    corpus = corpus_from_text(pair / "text.jsonl", build_tokenizer(), data=data, seed=0)
-    every = corpus_from_text(
-        pair / "text.jsonl", build_tokenizer(), data=DataConfig(sequence_length=64, held_out_tokens=1), seed=0
-    )
-    assert len(corpus.train) + len(corpus.held_out) == len(every.train) + len(every.held_out)
+def test_whole_documents_are_held_out_and_no_token_is_lost(pair, tmp_path):
+    file = tmp_path / "numbered.txt"  # every document has words of its own
+    file.write_text("\n\n".join(f"{n} + {n} = {2 * n}." for n in range(100, 400)))
+    data = DataConfig(sequence_length=8, held_out_tokens=500)
+    corpus = corpus_from_text(file, build_tokenizer(), data=data, seed=0)
+    parts = [to_text(rows[rows != 0].tolist()).split(".")[:-1] for rows in (corpus.train, corpus.held_out)]
+    assert not set(parts[0]) & set(parts[1])
+    assert len(parts[0]) + len(parts[1]) == 300
     assert int(corpus.counted(data).sum()) >= 500
+
+
+def test_asking_for_more_tokens_than_the_text_has_raises(pair):
+    data = DataConfig(sequence_length=64, held_out_tokens=500, n_tokens=10_000_000)
+    with pytest.raises(ValueError, match="asks for 10000000 tokens"):
+        corpus_from_text(pair / "text.jsonl", build_tokenizer(), data=data, seed=0)
+
+
+def test_a_model_against_itself_runs_through(pair, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(config_text(pair, tmp_path / "run").replace('/distilled"', '/base"'))
+    assert main(["run", str(file)]) == 0
+    assert "norm screen" in capsys.readouterr().out
+
+
+def test_dropping_outliers_needs_no_length_of_the_run(pair, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(config_text(pair, tmp_path / "run").replace("[data]", "[data]\nmax_norm_multiple = 10.0"))
+    assert main(["run", str(file)]) == 0

@@ -35,7 +35,7 @@ class DataConfig:
         held_out_tokens: Tokens kept out of training, on which everything is measured.
         sequence_length: Tokens per row of packed documents.
         skip_positions: Leading positions of each row to leave out (attention sinks sit there).
-        max_norm_multiple: Leave out tokens whose activation norm exceeds this multiple of the median; None
+        max_norm_multiple: Train on no token whose activation norm exceeds this multiple of the median; None
             for none.
         epochs: How often the training tokens are served.
         batch_tokens: Tokens per training step.

@@ -99,13 +99,13 @@ def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "_ po
 
 @typed
 def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed: int) -> Corpus:
-    """Tokenize a file of documents, pack it, and hold some rows out.
+    """Tokenize a file of documents, hold whole documents out, and pack both parts.
 
     Args:
         path: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line).
         tokenizer: The tokenizer of both models.
         data: Lengths and sizes.
-        seed: Chooses the held-out rows.
+        seed: Chooses the held-out documents.
 
     Returns:
         The packed tokens, with the answers to the lexical questions.
@@ -127,18 +127,25 @@ def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed
             "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows "
             "with; set tokenizer.pad_token."
         )
-    rows = pack_tokens(documents, length=data.sequence_length, pad_id=pad)
-    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-    n_held_out = _rows_for(rows, data.held_out_tokens, special)
-    if len(rows) - n_held_out < 1:
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [documents[at] for at in order]
+    n_held_out = _documents_for(shuffled, data.held_out_tokens, special)
+    rest = shuffled[n_held_out:]
+    if not rest:
         raise ValueError(
-            f"corpus_from_text: {path} packs into {len(rows)} rows of {data.sequence_length} tokens, and "
-            f"holding out {data.held_out_tokens} tokens takes {n_held_out} of them; give more text or lower "
-            "data.held_out_tokens."
+            f"corpus_from_text: holding out {data.held_out_tokens} tokens takes all {len(documents)} "
+            f"documents of {path}; give more text or lower data.held_out_tokens."
         )
-    held_out, train = rows[:n_held_out], rows[n_held_out:]
     if data.n_tokens is not None:
-        train = train[: _rows_for(train, data.n_tokens, special)]
+        n_kept = sum(_n_kept(document, special) for document in rest)
+        if n_kept < data.n_tokens:
+            raise ValueError(
+                f"corpus_from_text: data.n_tokens asks for {data.n_tokens} tokens, but {path} has {n_kept} "
+                "beside the held-out ones; leave n_tokens out to train on all of them, or raise data.epochs."
+            )
+        rest = rest[: _documents_for(rest, data.n_tokens, special)]
+    held_out = pack_tokens(shuffled[:n_held_out], length=data.sequence_length, pad_id=pad)
+    train = pack_tokens(rest, length=data.sequence_length, pad_id=pad)
     return Corpus(
         train=train,
         held_out=held_out,
@@ -148,6 +155,15 @@ def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed
     )
 
 
-def _rows_for(rows: Tensor, n_tokens: int, special: tuple[int, ...]) -> int:
-    counts = (~torch.isin(rows, torch.tensor(special))).sum(dim=1).cumsum(dim=0)
-    return int((counts < n_tokens).sum()) + 1
+def _n_kept(document: list[int], special: tuple[int, ...]) -> int:
+    return sum(token not in special for token in document)
+
+
+def _documents_for(documents: list[list[int]], n_tokens: int, special: tuple[int, ...]) -> int:
+    """How many of the first documents hold `n_tokens` tokens; all of them if they hold fewer."""
+    n_seen = 0
+    for at, document in enumerate(documents):
+        n_seen += _n_kept(document, special)
+        if n_seen >= n_tokens:
+            return at + 1
+    return len(documents)

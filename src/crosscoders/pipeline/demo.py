@@ -190,14 +190,16 @@ def _snippets(
     crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, found: CategoryLatent
 ) -> list[str]:
     """Where the latent fires most among the tokens that the question was asked about."""
-    rows = labels.tokens[:_SNIPPET_ROWS]
-    activations = sources.harvest(rows)
-    with torch.no_grad():
-        latents = crosscoder.encode(activations.flatten(0, 1))
-    fired = latents if isinstance(latents, Tensor) else latents.to_dense()
     contrasts = category_contrasts(labels)
-    asked = torch.stack([contrasts[name][:_SNIPPET_ROWS] >= 0 for name in found.questions]).any(dim=0)
-    shown = torch.where(asked, fired[:, found.latent].reshape(rows.shape), 0.0)
+    asked = torch.stack([contrasts[name] >= 0 for name in found.questions]).any(dim=0)
+    candidates = asked.any(dim=1).nonzero().flatten()
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(STEERING_SEED))
+    at = candidates[order[:_SNIPPET_ROWS]]
+    rows = labels.tokens[at]
+    with torch.no_grad():
+        latents = crosscoder.encode(sources.harvest(rows).flatten(0, 1))
+    fired = latents if isinstance(latents, Tensor) else latents.to_dense()
+    shown = torch.where(asked[at], fired[:, found.latent].reshape(rows.shape), 0.0)
     return [str(snippet) for snippet in top_snippets(shown, rows, sources.tokenizer, n=_N_SNIPPETS)]
 
 
@@ -278,17 +280,20 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
     say("\n".join(lines))
     sweep, lines = steering(run, sources, chosen[0].latent)
     say("\n".join(lines))
-    figure = run.out / "figures" / "steering.png"
-    measures = {
-        "reflections per answer": "reflections_per_answer",
-        "accuracy": "accuracy",
-        "tokens per answer": "tokens_per_answer",
-    }
-    steering_curves(
-        {title: sweep.values(name) for title, name in measures.items()}, list(sweep.strengths), figure
-    )
     atomic_write_json(run.out / "categories.json", [dataclasses.asdict(found) for found in chosen])
     atomic_write_json(run.out / "steering.json", _steering_record(sweep))
+    try:
+        figure = run.out / "figures" / "steering.png"
+        measures = {
+            "reflections per answer": "reflections_per_answer",
+            "accuracy": "accuracy",
+            "tokens per answer": "tokens_per_answer",
+        }
+        steering_curves(
+            {title: sweep.values(name) for title, name in measures.items()}, list(sweep.strengths), figure
+        )
+    except ImportError as err:
+        say(f"No steering figure: {err}")
     write_manifest(run.out)
     say(f"\nEverything lies in {run.out}; figures/ holds the pictures, latents.csv the table.")
     return run

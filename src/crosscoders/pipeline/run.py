@@ -92,9 +92,14 @@ def fit_crosscoder(
     ).to(config.device)
     keep = corpus.kept(batches[0], config.data)
     crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
+    training = config.training
+    if training.total_tokens is None and buffer.n_tokens is None:
+        # How many outliers there are, only running tells: the schedule counts them in.
+        n_rows = sum(int(corpus.kept(tokens, config.data).sum()) for tokens in batches)
+        training = dataclasses.replace(training, total_tokens=n_rows * config.data.epochs)
     objective: Sequence[LossTerm] = config.objective or default_objective(config.activation_fn)
     trainer = Trainer(
-        crosscoder, objective, config=config.training, callbacks=callbacks, checkpoint_dir=checkpoint_dir
+        crosscoder, objective, config=training, callbacks=callbacks, checkpoint_dir=checkpoint_dir
     )
     if resume and checkpoint_dir is not None:
         trainer.resume(checkpoint_dir)
@@ -180,6 +185,7 @@ def run_on(
         crosscoder = fit_crosscoder(
             sources, corpus, config, callbacks=observers, checkpoint_dir=out / "checkpoints", resume=resume
         )
+        crosscoder.save_pretrained(out / "crosscoder")  # whatever happens while it is measured
     crosscoder.eval()
     run = Run(
         out=out,
