@@ -1,8 +1,11 @@
 """Do latents know the reasoning categories? One latent per category, chosen on one split, scored on another.
 
-Runs the same search three times per seed: on tiny-reasoner, on the same architecture with random weights, and
-on tiny-reasoner with shuffled labels. Prints AUROC of each, the generator's own bound for onsets, and whether
-the first is at least 0.1 above both others. The seeds are fixed here.
+Runs the same search four times per seed: on tiny-reasoner, on the same architecture with random weights,
+and on
+tiny-reasoner with labels shuffled among equal tokens, of all text and within each kind of text (what the kind
+of text alone gives away). Prints AUROC of each, the generator's own bound for onsets, and whether the first
+is
+at least 0.1 above the untrained model and the shuffled labels. The seeds are fixed here.
 
     python benchmarks/categories.py [--n-tokens N] [--out results.json]
 """
@@ -35,15 +38,15 @@ def search(
     return choose_category_latents(choose, score, data.score)
 
 
-def shuffled_data(data: DemoData, *, seed: int) -> DemoData:
+def shuffled_data(data: DemoData, *, seed: int, within_origin: bool) -> DemoData:
     """The same text with its category labels permuted among equal tokens."""
-    return dataclasses.replace(
-        data, choose=shuffled(data.choose, seed=seed), score=shuffled(data.score, seed=seed + 1)
-    )
+    choose = shuffled(data.choose, seed=seed, within_origin=within_origin)
+    score = shuffled(data.score, seed=seed + 1, within_origin=within_origin)
+    return dataclasses.replace(data, choose=choose, score=score)
 
 
 def run_seed(seed: int, n_tokens: int | None) -> dict[str, list[CategoryLatent]]:
-    """The three searches of one seed; `n_tokens` of training text, the demo's if None."""
+    """The four searches of one seed; `n_tokens` of training text, the demo's if None."""
     config = demo_config(f"categories-{seed}", seed=seed)
     if n_tokens is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, n_tokens=n_tokens))
@@ -65,16 +68,20 @@ def run_seed(seed: int, n_tokens: int | None) -> dict[str, list[CategoryLatent]]
     return {
         "tiny-reasoner": search(crosscoder, trained, data, config),
         "untrained": search(control, untrained, data, config),
-        "shuffled": search(crosscoder, trained, shuffled_data(data, seed=seed), config),
+        **{
+            name: search(crosscoder, trained, shuffled_data(data, seed=seed, within_origin=within), config)
+            for name, within in (("shuffled", False), ("shuffled in kind", True))
+        },
     }
 
 
 def report(results: dict[int, dict[str, list[CategoryLatent]]]) -> list[str]:
     """One line per kind and category: AUROC per seed, and whether the margin holds for every seed."""
-    lines = [f"{'':34}{'tiny-reasoner':>24}{'untrained':>24}{'shuffled labels':>24}{'bound':>8}  margin"]
+    kinds = ("tiny-reasoner", "untrained", "shuffled", "shuffled in kind")
+    lines = [f"{'':34}{''.join(f'{kind:>24}' for kind in kinds)}{'bound':>8}  margin"]
     for at, first in enumerate(results[SEEDS[0]]["tiny-reasoner"]):
         cells, smallest = "", float("inf")
-        for kind in ("tiny-reasoner", "untrained", "shuffled"):
+        for kind in kinds:
             cells += f"{' '.join(f'{results[seed][kind][at].auroc:.3f}' for seed in SEEDS):>24}"
         for seed in SEEDS:
             found = {kind: results[seed][kind][at].auroc for kind in results[seed]}

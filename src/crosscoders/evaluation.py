@@ -77,8 +77,7 @@ class ReconstructionScores:
         n_tokens: Tokens measured.
         l0: Mean number of latents that fire on a token; NaN without tokens.
         explained_variance: By source name.
-    `difference` is the explained variance of second minus first source, None unless there are two of equal
-    width that differ;
+        difference: Explained variance of second minus first source; None unless two of equal width differ.
         token_means: `explained_variance` of the table of token means; None without a table.
         token_means_difference: `difference` of the table of token means; None without a table.
     """

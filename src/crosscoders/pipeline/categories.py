@@ -123,17 +123,19 @@ def _bound(labels: LabelledTokens, answer: Tensor, category: int) -> float:
 
 
 @typed
-def shuffled(labels: LabelledTokens, *, seed: int) -> LabelledTokens:
-    """The same tokens with their category labels permuted among tokens of the same id and origin.
+def shuffled(labels: LabelledTokens, *, seed: int, within_origin: bool = False) -> LabelledTokens:
+    """The same tokens with their category labels permuted among tokens of the same id.
 
-    Keeps how often each token starts or belongs to an act, and destroys where.
+    Keeps how often each token starts or belongs to an act, and destroys where. Permuted within each kind of
+    text, the labels still tell how much the kind of text alone gives away.
 
     Args:
         labels: Labels to permute; they stay as they are.
         seed: Seed of the permutation.
+        within_origin: Permute only among tokens of one kind of text.
     """
     generator = torch.Generator().manual_seed(seed)
-    key = labels.tokens * 64 + labels.origin + 1
+    key = labels.tokens * 64 + (labels.origin + 1 if within_origin else 0)
     columns = {name: getattr(labels, name).clone() for name in ("function", "form", "onset", "p_category")}
     for value in key.unique().tolist():
         at = (key == value).nonzero(as_tuple=True)
