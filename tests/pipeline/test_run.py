@@ -72,6 +72,7 @@ def test_run_writes_everything_it_promises(pair, tmp_path, capsys):
     assert record["config"]["n_latents"] == 64
     assert record["seed"] == 0
     assert record["data"]["train_sha256"]
+    assert [term["term"] for term in record["config"]["objective"]] == ["reconstruction", "auxk"]
     assert len(LatentTable.from_json(out / "latents.json")) == 64
     assert Crosscoder.from_pretrained(out / "crosscoder").n_latents == 64
     assert (out / "summary.txt").read_text().strip() == printed.strip()
@@ -109,6 +110,7 @@ def test_evaluation_holds_baseline_difference_and_splice(pair, tmp_path):
         ('objective = [{term = "reconstruction", wieght = 1.0}]', "wieght"),
         ('objective = [{term = "nothing"}]', "must be one of"),
         ('seed = "zero"', "seed must be int, got 'zero'"),
+        ("objective = [1]", "run.toml"),
     ],
 )
 def test_bad_config_ends_with_a_message_and_writes_no_result(pair, tmp_path, capsys, extra, message):

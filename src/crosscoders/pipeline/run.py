@@ -175,6 +175,8 @@ def run_on(
         `latents.json`, `summary.txt`,
         figures and `manifest.json`.
     """
+    if not config.objective and crosscoder is None:  # so that run.json says what was minimized
+        config = dataclasses.replace(config, objective=tuple(default_objective(config.activation_fn)))
     out = Path(config.out)
     _claim(out)
     atomic_write_json(
