@@ -39,9 +39,9 @@ for activation_fn in ACTIVATION_FNS:
 def test_shipped_activation_functions_compile() -> None:
     """In a process of its own: the import hook of this one also checks dataclasses while dynamo traces."""
     paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-    subprocess.run(
-        [sys.executable, "-c", _COMPILE], env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT, check=True
-    )
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", _COMPILE], env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(("activation_fn", "objective"), OBJECTIVES, ids=kind_of)
