@@ -1,4 +1,4 @@
-"""The sparse form of latents: only the entries that fire, row by row."""
+"""The sparse form of latents: only the entries that are stored, row by row, and the same latent by latent."""
 
 from dataclasses import dataclass
 from typing import final
@@ -79,3 +79,34 @@ class SparseLatents:
             row_ptr=torch.searchsorted(flat_indices, starts),
             n_latents=n_latents,
         )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LatentMajor:
+    """Where the entries of `SparseLatents` stand when they are sorted by latent instead of by row.
+
+    Args:
+        order: Stable permutation of the stored entries that sorts them by latent.
+        rows: Row of each entry, in that order.
+        col_ptr: Latent `j` owns the sorted entries `col_ptr[j]:col_ptr[j + 1]`; one more than there are latents.
+    """
+
+    order: Int[Tensor, " nnz"]
+    rows: Int[Tensor, " nnz"]
+    col_ptr: Int[Tensor, " latent"]
+
+
+@typed
+def latent_major(latents: SparseLatents) -> LatentMajor:
+    """Sort the stored entries by latent; no host synchronization, deterministic.
+
+    Args:
+        latents: Sparse latents.
+
+    Returns:
+        The permutation, the row of each sorted entry and the bounds of each latent.
+    """
+    by_latent, order = torch.sort(latents.indices, stable=True)
+    bounds = torch.arange(latents.n_latents + 1, device=by_latent.device)
+    return LatentMajor(order, latents.rows()[order], torch.searchsorted(by_latent, bounds))
