@@ -16,7 +16,7 @@ from crosscoders._typing import typed
 from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
 from crosscoders.artifact import check_tensors, read_artifact, write_artifact
 from crosscoders.errors import CheckpointError
-from crosscoders.kernels.dispatch import decode
+from crosscoders.kernels.ops import decode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
 from crosscoders.sources import (

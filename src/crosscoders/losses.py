@@ -16,7 +16,7 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.activation_fns.jumprelu import step
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
-from crosscoders.kernels.dispatch import auxk
+from crosscoders.kernels.ops import auxk
 from crosscoders.kernels.sparse_latents import SparseLatents
 
 __all__ = [
@@ -158,13 +158,38 @@ class AuxK(LossTerm):
         dead = context.dead_mask.nonzero().squeeze(1)
         if dead.numel() == 0:
             return crosscoder.b_dec[:0].sum()
-        residual = (output.inputs - output.reconstruction).detach()
-        explained = auxk(
+        return self.value_of_dead(
             output.pre_acts.index_select(1, dead),
             crosscoder.W_dec.index_select(0, dead),
+            residual=(output.inputs - output.reconstruction).detach(),
             selection_scale=crosscoder.selection_scale()[dead],
-            k=self.k_aux or max(1, min(crosscoder.width // 2, crosscoder.n_latents)),
+            n_latents=crosscoder.n_latents,
         )
+
+    @typed
+    def value_of_dead(
+        self,
+        pre_acts: Float[Tensor, "batch latent"],
+        W_dec: Float[Tensor, "latent width"],
+        *,
+        residual: Float[Tensor, "batch width"],
+        selection_scale: Float[Tensor, " latent"],
+        n_latents: int,
+    ) -> Float[Tensor, ""]:
+        """The term from the dead latents alone.
+
+        Args:
+            pre_acts: Pre-activations of the dead latents.
+            W_dec: Their decoder rows.
+            residual: Target minus reconstruction, without gradient.
+            selection_scale: Factor of the dead latents in the ranking.
+            n_latents: Number of all latents, which bounds the default `k_aux`.
+
+        Returns:
+            The term before its weight.
+        """
+        k = self.k_aux or max(1, min(W_dec.shape[1] // 2, n_latents))
+        explained = auxk(pre_acts, W_dec, selection_scale=selection_scale, k=k)
         variance = (residual - residual.mean(dim=0)).square().sum()
         error = (residual - explained).square().sum()
         # A residual without variance has nothing left to explain; the inner where keeps its gradient finite.

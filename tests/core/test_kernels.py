@@ -1,5 +1,7 @@
 """Every selection equals its definition; sparse equals dense."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch.testing import assert_close
 
 from crosscoders import kernels
 from crosscoders.errors import KernelUnavailableError
-from crosscoders.kernels import SparseLatents, cpu
+from crosscoders.kernels import SparseLatents
+from crosscoders.kernels.cpu import selection
 
 
 def scores_with_ties(kind: str) -> Tensor:
@@ -116,16 +119,26 @@ def test_auxk_keeps_the_largest_scaled_pre_activations() -> None:
 
 
 def test_explicit_backends_are_demands() -> None:
-    assert kernels.choose_backend("auto") == kernels.choose_backend("reference") == "reference"
-    with pytest.raises(KernelUnavailableError, match="Triton"):
-        kernels.choose_backend("triton")
+    shape = kernels.StepShape(device="cpu", n_latents=1000, k=8, precision="float32")
+    assert kernels.choose_backend("auto", shape=shape) == "cpu"
+    assert kernels.choose_backend("dense", shape=shape) == "dense"
     with pytest.raises(ValueError, match="'cuda'"):
-        kernels.choose_backend("cuda")
-    assert "reference" in kernels.explain()
+        kernels.choose_backend("cuda", shape=shape)
+    on_cuda = dataclasses.replace(shape, device="cuda:0")
+    with pytest.raises(KernelUnavailableError, match="'cpu' was asked for, but the weights are on cuda:0"):
+        kernels.choose_backend("cpu", shape=on_cuda)
+
+
+def test_many_latents_go_the_dense_way_and_the_sentence_says_so() -> None:
+    few = kernels.StepShape(device="cpu", n_latents=1000, k=8, precision="bfloat16")
+    many = dataclasses.replace(few, k=500)
+    assert kernels.choose_backend("auto", shape=many) == "dense"
+    assert "k=8 lies below the break-even" in kernels.explain(few)
+    assert "k=500 lies above the break-even" in kernels.explain(many)
 
 
 def test_cpu_selection_matches_the_definition_on_larger_data() -> None:
     scores = torch.randn(300, 64, generator=torch.Generator().manual_seed(3))
     for k in (1, 5, 40):
         mask = kernels.batch_topk_mask(scores, k)
-        assert torch.equal(cpu.batch_topk_indices(scores, k), mask.flatten().nonzero().squeeze(1))
+        assert torch.equal(selection.batch_topk_indices(scores, k), mask.flatten().nonzero().squeeze(1))

@@ -28,7 +28,7 @@ UNCHECKED = {
     "LossTerm": {"value", "weight_at"},
     "HasThreshold": {"thresholds"},
     # Crosscoder.encode checks what goes in and what comes out
-    "ActivationModule": {"forward", "set_progress", "calibration_score", "calibrate"},
+    "ActivationModule": {"forward", "set_progress", "track", "calibration_score", "calibrate"},
     # steps of fit; the crosscoder checks each batch, and observers get what the trainer made
     "Trainer": {"training_step", "compute_losses"},
     "Callback": {

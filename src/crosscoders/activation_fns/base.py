@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crosscoders._io import check_keys
 from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.step import Selection
 
 _registry: dict[str, type["ActivationFn"]] = {}
 
@@ -46,6 +47,18 @@ class ActivationModule(nn.Module):
 
     def set_progress(self, fraction: float) -> None:
         """Told before each training step how much of the run has passed; must depend on nothing else."""
+
+    @property
+    def selection(self) -> Selection | None:
+        """The fixed number of latents that training selects now by `pre_acts * selection_scale`, if it does.
+
+        A module that gives one promises that in train mode `forward` stores the selected pre-activations
+        unchanged and then calls `track`; the trainer may then do the same without calling `forward`.
+        """
+        return None
+
+    def track(self, smallest_score: Float[Tensor, ""]) -> None:
+        """Told the smallest selected score of each training batch, infinite if there is none."""
 
     def calibration_score(
         self, pre_acts: Float[Tensor, "batch latent"], selection_scale: Float[Tensor, " latent"]

@@ -14,8 +14,9 @@ from crosscoders.activation_fns.base import (
     check_k,
     check_k_schedule,
 )
-from crosscoders.kernels.dispatch import batch_topk_indices, threshold_indices
+from crosscoders.kernels.ops import batch_topk_indices, threshold_indices
 from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.step import Selection
 
 _UNSET = -1.0
 
@@ -73,6 +74,10 @@ class _BatchTopK(ActivationModule):
     def expected_l0(self) -> float:
         return float(self.k)
 
+    @property
+    def selection(self) -> Selection:
+        return Selection(k=self.k, per_row=False)
+
     def set_progress(self, fraction: float) -> None:
         spec = self.spec
         self.k = annealed_k(
@@ -83,7 +88,8 @@ class _BatchTopK(ActivationModule):
         scores = pre_acts.detach() * selection_scale
         if self.training:
             kept = batch_topk_indices(scores, self.k)
-            self._track(scores, kept)
+            selected = scores.flatten()[kept]
+            self.track(selected.min() if kept.numel() else selected.new_tensor(torch.inf))
         else:
             kept = threshold_indices(scores, self._known_threshold().to(scores.dtype))
         return SparseLatents.gather(pre_acts, kept)
@@ -105,13 +111,11 @@ class _BatchTopK(ActivationModule):
         self.threshold.copy_(scores.double().mean())
 
     @torch.no_grad()
-    def _track(self, scores: Tensor, kept: Tensor) -> None:
-        if kept.numel() == 0:
-            return
-        smallest = scores.flatten()[kept].min().to(self.threshold.dtype)
-        momentum = self.spec.threshold_momentum
-        moved = torch.lerp(smallest, self.threshold, momentum)
-        self.threshold.copy_(torch.where(self.threshold < 0, smallest, moved))
+    def track(self, smallest_score: Tensor) -> None:
+        smallest = smallest_score.to(self.threshold.dtype)
+        moved = torch.lerp(smallest, self.threshold, self.spec.threshold_momentum)
+        moved = torch.where(self.threshold < 0, smallest, moved)
+        self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
 
     def _known_threshold(self) -> Tensor:
         if bool(self.threshold < 0):

@@ -13,8 +13,9 @@ from crosscoders.activation_fns.base import (
     check_k,
     check_k_schedule,
 )
-from crosscoders.kernels.dispatch import row_topk_indices
+from crosscoders.kernels.ops import row_topk_indices
 from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.step import Selection
 
 
 @final
@@ -52,6 +53,10 @@ class _TopK(ActivationModule):
     @property
     def expected_l0(self) -> float:
         return float(self.k)
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(k=self.k, per_row=True)
 
     def set_progress(self, fraction: float) -> None:
         spec = self.spec

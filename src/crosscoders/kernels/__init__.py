@@ -1,14 +1,7 @@
-"""Selection and decoding kernels: `reference` defines them, `dispatch` chooses what runs."""
+"""What every step and every selection runs on: `reference` defines it, `dispatch` chooses what runs."""
 
-from crosscoders.kernels.dispatch import (
-    auxk,
-    batch_topk_indices,
-    choose_backend,
-    decode,
-    explain,
-    row_topk_indices,
-    threshold_indices,
-)
+from crosscoders.kernels.dispatch import StepShape, choose_backend, explain
+from crosscoders.kernels.ops import auxk, batch_topk_indices, decode, row_topk_indices, threshold_indices
 from crosscoders.kernels.reference import (
     batch_topk_mask,
     decode_dense,
@@ -16,10 +9,12 @@ from crosscoders.kernels.reference import (
     row_topk_mask,
     threshold_mask,
 )
-from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.sparse_latents import LatentMajor, SparseLatents, latent_major
 
 __all__ = [
+    "LatentMajor",
     "SparseLatents",
+    "StepShape",
     "auxk",
     "batch_topk_indices",
     "batch_topk_mask",
@@ -28,6 +23,7 @@ __all__ = [
     "decode_dense",
     "decode_sparse",
     "explain",
+    "latent_major",
     "row_topk_indices",
     "row_topk_mask",
     "threshold_indices",

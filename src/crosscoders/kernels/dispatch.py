@@ -1,32 +1,68 @@
-"""The functions that the rest of the library calls, and which backend runs them."""
+"""Which kernels run a training step, and why."""
 
+import importlib
+import importlib.util
 import logging
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import os
+from dataclasses import dataclass
+from typing import final
 
 from crosscoders._typing import typed
 from crosscoders.errors import KernelUnavailableError
-from crosscoders.kernels import cpu, reference
-from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.cpu.step import CpuStep
+from crosscoders.kernels.dense import DenseStep
+from crosscoders.kernels.step import StepKernels, StepWeights
 
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "dense", "cpu", "triton")
+
+# A gathered row costs bandwidth, a dense one arithmetic: sparse wins while k / n_latents is below this.
+# CPU: measured with `make bench` (docs/performance.md). CUDA: derived from 5.5 TB/s of second-level cache and
+# 800 TFLOP/s of an H100, not yet measured.
+_BREAK_EVEN = {
+    ("cpu", "float32"): 0.15,
+    ("cpu", "bfloat16"): 0.04,
+    ("cuda", "float32"): 0.0069,
+    ("cuda", "bfloat16"): 0.0069,
+}
 
 _logger = logging.getLogger(__name__)
 _announced: set[str] = set()
-_REASON = "this version holds no Triton kernels"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """What the choice of kernels depends on.
+
+    Args:
+        device: Device of the weights.
+        n_latents: Number of latents.
+        k: Latents per token, on average.
+        precision: "float32" or "bfloat16".
+    """
+
+    device: str
+    n_latents: int
+    k: int
+    precision: str
+
+    @property
+    def break_even(self) -> int:
+        """Latents per token at which dense and sparse steps are about equally fast."""
+        return round(_BREAK_EVEN[self.device.split(":")[0], self.precision] * self.n_latents)
 
 
 @typed
-def choose_backend(backend: str = "auto") -> str:
-    """Name the backend that a request leads to.
+def choose_backend(backend: str = "auto", *, shape: StepShape) -> str:
+    """Name the kernels that a request leads to.
 
     Args:
-        backend: "auto" takes the best one available and logs why once; any other name is a demand.
+        backend: "auto" takes the fastest and logs why once; any other name is a demand: "dense", "cpu" and
+            "triton" are steps without autograd, "reference" is autograd over the library's functions.
+        shape: The step to run.
 
     Returns:
-        The backend's name.
+        "dense", "cpu", "triton" or "reference".
 
     Raises:
         ValueError: No backend has this name.
@@ -34,124 +70,82 @@ def choose_backend(backend: str = "auto") -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"kernels: no backend is named {backend!r}; the backends are {list(BACKENDS)}.")
-    if backend == "triton":
+    if backend == "auto":
+        chosen, reason = _best(shape)
+        _announce(f"kernels: {_sentence(chosen, reason)}")
+        return chosen
+    reason = _refusal(backend, shape)
+    if reason is not None:
         raise KernelUnavailableError(
-            f"kernels: backend 'triton' was asked for, but {_REASON}; use backend='auto' or 'reference'."
+            f"kernels: backend {backend!r} was asked for, but {reason}; use backend='auto'."
         )
-    if backend == "auto" and backend not in _announced:
-        _announced.add(backend)
-        _logger.info("kernels: %s", explain())
-    return "reference"
+    return backend
 
 
 @typed
-def explain() -> str:
-    """Say in one sentence which kernels run and why."""
-    return (
-        f"backend 'reference' (dense PyTorch matrix products, embedding_bag for sparse decoding), because "
-        f"{_REASON}; selections on CPU tensors go through numpy.partition, with the same result."
-    )
-
-
-@typed
-def row_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Tensor, " nnz"]:
-    """Ascending flat indices of the `k` largest positive scores of each row.
+def explain(shape: StepShape) -> str:
+    """Say in one sentence which kernels run a training step of this shape and why.
 
     Args:
-        scores: Scores to rank; no gradient flows through a selection.
-        k: Entries to keep in a row.
-
-    Returns:
-        The entries that `reference.row_topk_mask` marks.
+        shape: The step to run.
     """
-    if _runs_on_cpu(scores):
-        return cpu.row_topk_indices(scores, k)
-    return _flat(reference.row_topk_mask(scores, k))
+    return _sentence(*_best(shape))
 
 
-@typed
-def batch_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Tensor, " nnz"]:
-    """Ascending flat indices of the `k * batch` largest positive scores of the batch.
+def make_step(backend: str, weights: StepWeights, *, precision: str) -> StepKernels:
+    """Make the kernels of a backend that `choose_backend` named.
 
     Args:
-        scores: Scores to rank; no gradient flows through a selection.
-        k: Mean number of entries to keep per row.
-
-    Returns:
-        The entries that `reference.batch_topk_mask` marks.
+        backend: "dense", "cpu" or "triton".
+        weights: Parameters and moments, which the step updates in place.
+        precision: "float32" or "bfloat16".
     """
-    if _runs_on_cpu(scores):
-        return cpu.batch_topk_indices(scores, k)
-    return _flat(reference.batch_topk_mask(scores, k))
+    low = precision == "bfloat16"
+    if backend == "triton":
+        module = importlib.import_module("crosscoders.kernels.triton.step")
+        return module.TritonStep(weights, is_low_precision=low)
+    return {"cpu": CpuStep, "dense": DenseStep}[backend](weights, is_low_precision=low)
 
 
-@typed
-def threshold_indices(
-    scores: Float[Tensor, "batch latent"], threshold: Float[Tensor, ""] | Float[Tensor, " latent"]
-) -> Int[Tensor, " nnz"]:
-    """Ascending flat indices of the positive scores above a threshold.
-
-    Args:
-        scores: Scores to compare; no gradient flows through a selection.
-        threshold: One threshold, or one per latent.
-
-    Returns:
-        The entries that `reference.threshold_mask` marks.
-    """
-    if _runs_on_cpu(scores):
-        return cpu.threshold_indices(scores, threshold)
-    return _flat(reference.threshold_mask(scores, threshold))
+def _best(shape: StepShape) -> tuple[str, str]:
+    name = "cpu" if shape.device == "cpu" else "triton"
+    refusal = _refusal(name, shape)
+    if refusal is not None:
+        return "dense", f"backend {name!r} is not available: {refusal}"
+    if shape.k > shape.break_even:
+        return "dense", f"k={shape.k} lies above the break-even of about {shape.break_even} latents per token"
+    return name, f"k={shape.k} lies below the break-even of about {shape.break_even} latents per token"
 
 
-@typed
-def decode(
-    latents: Float[Tensor, "batch latent"] | SparseLatents, W_dec: Float[Tensor, "latent width"]
-) -> Float[Tensor, "batch width"]:
-    """Sum of decoder rows weighted by the latents, without bias.
-
-    Args:
-        latents: Dense or sparse latents.
-        W_dec: Decoder rows.
-
-    Returns:
-        One row per token, in the dtype of `W_dec`.
-    """
-    if isinstance(latents, SparseLatents):
-        return reference.decode_sparse(latents, W_dec)
-    return reference.decode_dense(latents, W_dec).to(W_dec.dtype)
+def _sentence(backend: str, reason: str) -> str:
+    what = {
+        "cpu": "selection by NumPy, gathers by embedding_bag, Adam group by group",
+        "triton": "Triton kernels after one dense encoder product",
+        "dense": "dense matrix products and PyTorch's fused Adam",
+    }
+    return f"backend {backend!r} ({what[backend]}), because {reason}."
 
 
-@typed
-def auxk(
-    pre_acts: Float[Tensor, "batch latent"],
-    W_dec: Float[Tensor, "latent width"],
-    *,
-    selection_scale: Float[Tensor, " latent"],
-    k: int,
-) -> Float[Tensor, "batch width"]:
-    """Decode the `k` largest positive pre-activations of each token, ranked by scaled value.
-
-    The caller passes the dead latents only. Dense: the dead are a small part, or nearly all of them are kept.
-
-    Args:
-        pre_acts: Pre-activations of the candidate latents.
-        W_dec: Their decoder rows.
-        selection_scale: Their factor in the ranking.
-        k: Latents to keep per token.
-
-    Returns:
-        The sum of the kept latents' decoder rows, without bias (Gao et al. 2406.04093, formula for e-hat).
-    """
-    if pre_acts.shape[1] <= k:
-        return decode(pre_acts.relu(), W_dec)
-    kept = row_topk_indices(pre_acts.detach() * selection_scale, k)
-    mask = torch.zeros(pre_acts.numel(), dtype=pre_acts.dtype, device=pre_acts.device)
-    return decode(pre_acts * mask.index_fill_(0, kept, 1.0).view_as(pre_acts), W_dec)
+def _refusal(backend: str, shape: StepShape) -> str | None:
+    """Why a backend cannot run here, or None."""
+    device = shape.device.split(":")[0]
+    if backend == "cpu" and device != "cpu":
+        return f"the weights are on {shape.device}"
+    if backend != "triton":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device != "cuda" and not _interprets():
+        return f"the weights are on {shape.device} and Triton needs CUDA"
+    return None
 
 
-def _runs_on_cpu(scores: Tensor) -> bool:
-    return scores.device.type == "cpu" and not torch.compiler.is_compiling()
+def _interprets() -> bool:
+    """Triton's own switch for running kernels on the CPU, for tests; read where Triton itself reads it."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _flat(mask: Tensor) -> Tensor:
-    return mask.flatten().nonzero().squeeze(1)
+def _announce(text: str) -> None:
+    if text not in _announced:
+        _announced.add(text)
+        _logger.info(text)

@@ -89,7 +89,7 @@ class LatentMajor:
     Args:
         order: Stable permutation of the stored entries that sorts them by latent.
         rows: Row of each entry, in that order.
-        col_ptr: Latent `j` owns the sorted entries `col_ptr[j]:col_ptr[j + 1]`; one more than there are latents.
+        col_ptr: Latent `j` owns the sorted entries `col_ptr[j]:col_ptr[j + 1]`; one more than latents.
     """
 
     order: Int[Tensor, " nnz"]

@@ -107,3 +107,28 @@ def _name_non_finite(batch: Tensor, sources: Sequence[Source]) -> str:
             row = int(bad.any(dim=1).nonzero()[0])
             return f"source {name!r} has {int(bad.sum())} NaN or infinite values, the first in row {row}"
     return "the sum of its finite values overflows float64"
+
+
+def length_of_run(batches: Iterable[Any], *, configured: int | None, begun_with: int | None) -> int:
+    """Tokens of the whole run, on which the schedules depend.
+
+    Args:
+        batches: The data, which may know their length.
+        configured: Length that the config asks for.
+        begun_with: Length with which this run began, if it is not new.
+
+    Raises:
+        ValueError: Nobody knows the length, or it is not the one that the run began with.
+    """
+    total = configured or count_tokens(batches)
+    if total is None:
+        raise ValueError(
+            f"Trainer.fit: a {type(batches).__name__} does not know how many tokens it holds, and "
+            "the schedules need to; set TrainerConfig(total_tokens=...)."
+        )
+    if begun_with not in (None, total):
+        raise ValueError(
+            f"Trainer.fit: this run began with {begun_with} tokens in all, these batches "
+            f"have {total}; pass the same data, or make a new Trainer."
+        )
+    return total

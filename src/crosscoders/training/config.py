@@ -8,6 +8,7 @@ from typing import Any, final
 
 from crosscoders._io import check_keys
 from crosscoders._typing import typed
+from crosscoders.kernels.dispatch import BACKENDS
 
 _PRECISIONS = ("float32", "bfloat16")
 
@@ -22,8 +23,9 @@ class TrainerConfig:
         betas: Adam's decay rates.
         warmup_fraction: Part of the run over which the learning rate rises from 0.
         decay_fraction: Part of the run, at its end, over which it falls to 0.
-        max_grad_norm: Gradients are clipped to this norm.
-        precision: "bfloat16" runs matrix products under autocast; weights and sums stay as they are.
+        max_grad_norm: Gradients are clipped to this norm; None for no clipping.
+        precision: "bfloat16" runs matrix products in bfloat16; weights and sums stay as they are.
+        backend: Kernels of the step, see `kernels.choose_backend`; "auto" takes the fastest that applies.
         total_tokens: Length of the run; None takes it from the data, if they know it.
         dead_after_tokens: A latent silent for this long is dead; None for min(10M, 5% of the run).
         log_every_steps: Interval of metrics and of callbacks' displays.
@@ -36,8 +38,9 @@ class TrainerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_fraction: float = 0.05
     decay_fraction: float = 0.2
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     precision: str = "float32"
+    backend: str = "auto"
     total_tokens: int | None = None
     dead_after_tokens: int | None = None
     log_every_steps: int = 50
@@ -50,7 +53,13 @@ class TrainerConfig:
         _require(all(0 <= beta < 1 for beta in self.betas), "betas must be in [0, 1)", self.betas)
         for name in ("warmup_fraction", "decay_fraction"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]", getattr(self, name))
-        _require(self.max_grad_norm > 0, "max_grad_norm must be positive", self.max_grad_norm)
+        limit = self.max_grad_norm
+        _require(
+            limit is None or (math.isfinite(limit) and limit > 0),
+            "max_grad_norm must be None or positive",
+            limit,
+        )
+        _require(self.backend in BACKENDS, f"backend must be one of {BACKENDS}", self.backend)
         _require(self.precision in _PRECISIONS, f"precision must be one of {_PRECISIONS}", self.precision)
         for name in ("total_tokens", "dead_after_tokens"):
             value = getattr(self, name)

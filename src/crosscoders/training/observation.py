@@ -1,14 +1,35 @@
 """Reading a step without touching it: which latents fired, metrics for the log, signs of tampering."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
+from crosscoders.crosscoder import Crosscoder
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import ExplainedVariance, dead_fraction, l0
 from crosscoders.sources import Source
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """What a step shows of its forward pass, in normalized space."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Activations times scale."""
+        ...
+
+    @property
+    def latents(self) -> Tensor | SparseLatents:
+        """Dense or sparse latents."""
+        ...
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """Reconstruction times scale."""
+        ...
 
 
 def fired_mask(latents: Tensor | SparseLatents) -> Tensor:
@@ -19,13 +40,17 @@ def fired_mask(latents: Tensor | SparseLatents) -> Tensor:
     return (latents != 0).any(dim=0)
 
 
-def step_metrics(
-    output: CrosscoderOutput, *, sources: Sequence[Source], dead_mask: Tensor
-) -> dict[str, float]:
+@torch.no_grad()
+def count_silence_(tokens_since_fired: Tensor, latents: Tensor | SparseLatents, *, n_tokens: int) -> None:
+    """Add a batch's tokens to every latent's silence, and end it for those that fire."""
+    tokens_since_fired.add_(n_tokens).masked_fill_(fired_mask(latents), 0)
+
+
+def step_metrics(forward: Observable, *, sources: Sequence[Source], dead_mask: Tensor) -> dict[str, float]:
     """L0, dead fraction and, where it is defined for this batch, EV per source in normalized space."""
-    numbers = {"l0": float(l0(output.latents)), "dead_fraction": float(dead_fraction(dead_mask))}
+    numbers = {"l0": float(l0(forward.latents)), "dead_fraction": float(dead_fraction(dead_mask))}
     explained = ExplainedVariance(sources)
-    explained.update(output.inputs, output.reconstruction)
+    explained.update(forward.inputs, forward.reconstruction)
     try:
         return {**numbers, **{f"ev/{name}": value for name, value in explained.compute().items()}}
     except ValueError:
@@ -33,7 +58,25 @@ def step_metrics(
         return numbers
 
 
-def versions(crosscoder: Crosscoder) -> list[tuple[int, int]]:
+def read_only(call: Callable[[], Any], crosscoder: Crosscoder, *, name: str, step: int) -> Any:
+    """Call an observer in eval mode and without gradient.
+
+    Raises:
+        RuntimeError: It changed a parameter or buffer.
+    """
+    before = _versions(crosscoder)
+    crosscoder.eval()
+    with torch.no_grad():
+        result = call()
+    if _versions(crosscoder) != before:
+        raise RuntimeError(
+            f"Trainer: {name} changed a parameter or buffer at step {step}; it may only read. "
+            "To change training, override a template method of Trainer."
+        )
+    return result
+
+
+def _versions(crosscoder: Crosscoder) -> list[tuple[int, int]]:
     """Changes whenever a parameter or buffer is written in place or given other storage."""
     tensors = [*crosscoder.parameters(), *crosscoder.buffers()]
     return [(tensor._version, tensor.data_ptr()) for tensor in tensors]

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -12,19 +13,24 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.losses import LossBreakdown, LossContext, LossTerm, check_objective, compute_losses
-from crosscoders.training.batches import BatchStream, check_batch, count_tokens
+from crosscoders.training.batches import BatchStream, check_batch, length_of_run
 from crosscoders.training.calibration import BatchRing, calibrate
 from crosscoders.training.callbacks import Callback
 from crosscoders.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
 from crosscoders.training.config import TrainerConfig
-from crosscoders.training.observation import fired_mask, step_metrics, versions
+from crosscoders.training.fused_step import Forward
+from crosscoders.training.observation import count_silence_, read_only, step_metrics
 from crosscoders.training.report import StepReport
-from crosscoders.training.update import check_same, clip_gradients, set_learning_rate
+from crosscoders.training.step_path import StepPath
+from crosscoders.training.update import (
+    check_norm,
+    check_same,
+    clip_gradients,
+    run_identity,
+    set_learning_rate,
+)
 
 _MAX_DEAD_AFTER_TOKENS = 10_000_000
-
-# Settings that only observe: a resumed run may change them.
-_FREE_TO_CHANGE = ("log_every_steps", "evaluate_every_steps", "checkpoint_every_steps")
 
 
 class Trainer:
@@ -92,6 +98,7 @@ class Trainer:
             crosscoder.n_latents, dtype=torch.int64, device=crosscoder.W_enc.device
         )
         self._optimizer: torch.optim.Optimizer | None = None
+        self._path = StepPath()
         self._position: dict[str, Any] | None = None
         self._ring = BatchRing(config.calibration_batches if crosscoder.activation.needs_calibration else 0)
 
@@ -136,22 +143,41 @@ class Trainer:
         Returns:
             What happened.
         """
-        optimizer, progress = self._ensure_optimizer(), self._progress(batch.shape[0])
+        optimizer, progress = self.optimizer, self._progress(batch.shape[0])
         learning_rate = set_learning_rate(optimizer, progress, config=self.config)
         self.crosscoder.activation.set_progress(progress)
         context = LossContext(progress=progress, step=self.step, dead_mask=self.dead_mask())
-        use_bfloat16 = self.config.precision == "bfloat16"
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=use_bfloat16):
+        fused = self._path.fused_step(self)
+        if fused is not None:
+            forward = fused.forward(batch, context)
+            count_silence_(self.tokens_since_fired, forward.latents, n_tokens=batch.shape[0])
+            fused.expect_dead(self.dead_mask())
+            check = functools.partial(check_norm, step=self.step, losses=forward.losses)
+            grad_norm = fused.update(forward, config=self.config, lr=learning_rate, check=check)
+            return self._report(forward, losses=forward.losses, grad_norm=grad_norm, lr=learning_rate)
+        low = self.config.precision == "bfloat16"
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=low):
             output = self.crosscoder(batch)
             losses = self.compute_losses(output, context)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         losses = losses.detach()
-        grad_norm = clip_gradients(self.crosscoder, self.config.max_grad_norm, step=self.step, losses=losses)
+        check = functools.partial(check_norm, step=self.step, losses=losses)
+        grad_norm = clip_gradients(self.crosscoder, self.config.max_grad_norm, check=check)
         optimizer.step()
         with torch.no_grad():
             self.after_optimizer_step()
-        return self._report(output, losses=losses, grad_norm=grad_norm, learning_rate=learning_rate)
+        count_silence_(self.tokens_since_fired, output.latents, n_tokens=batch.shape[0])
+        return self._report(output, losses=losses, grad_norm=grad_norm, lr=learning_rate)
+
+    @typed
+    def explain(self) -> str:
+        """Say in one sentence which kernels the next step runs on and why.
+
+        Raises:
+            KernelUnavailableError: The config demands kernels that cannot run this step.
+        """
+        return self._path.explain(self)
 
     @final
     @typed
@@ -188,6 +214,15 @@ class Trainer:
         return self.tokens_since_fired >= self.dead_after_tokens
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer in use, made by `configure_optimizer` when it is first needed."""
+        if self._optimizer is None:
+            self._optimizer = self.configure_optimizer()
+            for group in self._optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        return self._optimizer
+
+    @property
     def dead_after_tokens(self) -> int:
         """Tokens of silence after which a latent counts as dead."""
         if self.config.dead_after_tokens is not None:
@@ -214,13 +249,13 @@ class Trainer:
         state = {
             "crosscoder": self.crosscoder.state_dict(),
             "crosscoder_config": self.crosscoder.config.to_dict(),
-            "optimizer": self._ensure_optimizer().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "tokens_since_fired": self.tokens_since_fired,
             "calibration_batches": self._ring.batches,
             "step": self.step,
             "tokens_seen": self.tokens_seen,
             "total_tokens": self.total_tokens,
-            "run": self._identity(),
+            "run": run_identity(self.config, self.objective),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
         }
         return copy.deepcopy(state)
@@ -239,14 +274,14 @@ class Trainer:
         check_same(
             "crosscoder config", saved=state["crosscoder_config"], here=self.crosscoder.config.to_dict()
         )
-        check_same("run", saved=state["run"], here=self._identity())
+        check_same("run", saved=state["run"], here=run_identity(self.config, self.objective))
         state = copy.deepcopy(state)
         self.crosscoder.load_state_dict(state["crosscoder"], strict=True)
-        self._ensure_optimizer().load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._path.forget()
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
-        self._ring.batches = [
-            batch.to(self.crosscoder.W_enc.device) for batch in state["calibration_batches"]
-        ]
+        device = self.crosscoder.W_enc.device
+        self._ring.batches = [batch.to(device) for batch in state["calibration_batches"]]
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
         self.total_tokens = state["total_tokens"]
         for callback in self.callbacks:
@@ -269,17 +304,7 @@ class Trainer:
         self._position = state["batches"]
 
     def _open(self, batches: Iterable[Tensor]) -> BatchStream:
-        total = self.config.total_tokens or count_tokens(batches)
-        if total is None:
-            raise ValueError(
-                f"Trainer.fit: a {type(batches).__name__} does not know how many tokens it holds, and "
-                "the schedules need to; set TrainerConfig(total_tokens=...)."
-            )
-        if self.total_tokens not in (None, total):
-            raise ValueError(
-                f"Trainer.fit: this run began with {self.total_tokens} tokens in all, these batches "
-                f"have {total}; pass the same data, or make a new Trainer."
-            )
+        total = length_of_run(batches, configured=self.config.total_tokens, begun_with=self.total_tokens)
         if self._position is None and self.checkpoint_dir is not None and has_checkpoint(self.checkpoint_dir):
             raise FileExistsError(
                 f"Trainer.fit: {self.checkpoint_dir} holds checkpoints of another run; call resume with "
@@ -287,7 +312,7 @@ class Trainer:
             )
         self.total_tokens, self.stop_reason = total, None
         stream, self._position = BatchStream(batches, position=self._position), None
-        self._ensure_optimizer()
+        self._path.begin(self)
         return stream
 
     def _run(self, stream: BatchStream) -> None:
@@ -315,6 +340,7 @@ class Trainer:
             raise ValueError(
                 "Trainer.fit: the batches gave nothing; expected at least one [batch, width] tensor."
             )
+        self._path.raise_if_failed(self.step)
         self.crosscoder.activation.set_progress(1.0)
         self.crosscoder.eval()
         if self._ring.batches:
@@ -323,39 +349,21 @@ class Trainer:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        result = self._guarded("evaluate", self.evaluate)
-        self.last_evaluation = result
-        self._emit("on_evaluate", result)
+        self._path.raise_if_failed(self.step)
+        self.last_evaluation = read_only(self.evaluate, self.crosscoder, name="evaluate", step=self.step)
+        self._emit("on_evaluate", self.last_evaluation)
 
     def _checkpoint(self, stream: BatchStream) -> None:
         assert self.checkpoint_dir is not None
+        self._path.raise_if_failed(self.step)
         state = {"trainer": self.state_dict(), "batches": stream.position()}
         path = write_checkpoint(self.checkpoint_dir, state, step=self.step)
         self._emit("on_checkpoint", path)
 
     def _emit(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
-            hook = getattr(callback, event)
-            self._guarded(f"{type(callback).__name__}.{event}", lambda hook=hook: hook(self, *args))
-
-    def _guarded(self, name: str, call: Callable[[], Any]) -> Any:
-        before = versions(self.crosscoder)
-        self.crosscoder.eval()
-        with torch.no_grad():
-            result = call()
-        if versions(self.crosscoder) != before:
-            raise RuntimeError(
-                f"Trainer: {name} changed a parameter or buffer at step {self.step}; it may only read. "
-                "To change training, override a template method of Trainer."
-            )
-        return result
-
-    def _ensure_optimizer(self) -> torch.optim.Optimizer:
-        if self._optimizer is None:
-            self._optimizer = self.configure_optimizer()
-            for group in self._optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-        return self._optimizer
+            hook = functools.partial(getattr(callback, event), self, *args)
+            read_only(hook, self.crosscoder, name=f"{type(callback).__name__}.{event}", step=self.step)
 
     def _progress(self, n_tokens: int) -> float:
         """Part of the run that has passed in the middle of a batch of this many tokens."""
@@ -368,28 +376,24 @@ class Trainer:
 
     @torch.no_grad()
     def _report(
-        self, output: CrosscoderOutput, *, losses: LossBreakdown, grad_norm: Tensor, learning_rate: float
+        self, forward: CrosscoderOutput | Forward, *, losses: LossBreakdown, grad_norm: Tensor, lr: float
     ) -> StepReport:
-        n_tokens = output.inputs.shape[0]
+        n_tokens = forward.inputs.shape[0]
         self.step += 1
         self.tokens_seen += n_tokens
-        self.tokens_since_fired.add_(n_tokens).masked_fill_(fired_mask(output.latents), 0)
         report = StepReport(
             step=self.step,
             tokens_seen=self.tokens_seen,
             n_tokens=n_tokens,
-            learning_rate=learning_rate,
+            learning_rate=lr,
             losses=losses,
             grad_norm=grad_norm,
         )
         if not _is_due(self.step, self.config.log_every_steps):
             return report
-        extra = step_metrics(output, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
+        self._path.raise_if_failed(self.step)
+        extra = step_metrics(forward, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
         return dataclasses.replace(report, metrics={**report.scalars(), **extra})
-
-    def _identity(self) -> dict[str, Any]:
-        numbers = {key: value for key, value in self.config.to_dict().items() if key not in _FREE_TO_CHANGE}
-        return {**numbers, "objective": [repr(term) for term in self.objective]}
 
 
 def _is_due(step: int, interval: int) -> bool:

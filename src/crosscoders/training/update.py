@@ -1,13 +1,17 @@
 """Pieces of one update: learning rate, clipping, and whether two runs have the same settings."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crosscoders.losses import LossBreakdown
+from crosscoders.losses import LossBreakdown, LossTerm
 from crosscoders.training.config import TrainerConfig
 from crosscoders.training.schedules import learning_rate_factor
+
+# Settings that only observe: a resumed run may change them.
+_FREE_TO_CHANGE = ("log_every_steps", "evaluate_every_steps", "checkpoint_every_steps")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, progress: float, *, config: TrainerConfig) -> float:
@@ -20,20 +24,30 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, progress: float, *, conf
     return config.lr * factor
 
 
-def clip_gradients(module: nn.Module, max_norm: float, *, step: int, losses: LossBreakdown) -> Tensor:
-    """Clip to a total norm and give back the norm before.
+def clip_gradients(module: nn.Module, max_norm: float | None, *, check: Callable[[Tensor], None]) -> Tensor:
+    """Clip to a total norm, after `check` saw the norm before; gives that norm. None only measures."""
+    parameters = list(module.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    check(norm)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
-    Raises:
-        RuntimeError: The norm is NaN or infinite.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+
+def check_norm(norm: Tensor, *, step: int, losses: LossBreakdown) -> None:
+    """Raise RuntimeError if a gradient norm is NaN or infinite."""
     if not torch.isfinite(norm):
         values = {name: float(term.value) for name, term in losses.terms.items()}
         raise RuntimeError(
             f"Trainer: the gradient norm at step {step} is {float(norm)} (losses {values}); no weight was "
             "updated. Lower lr, lengthen warmup_fraction, or look for outliers in the activations."
         )
-    return norm
+
+
+def run_identity(config: TrainerConfig, objective: Sequence[LossTerm]) -> dict[str, Any]:
+    """Everything in which two parts of one run must agree."""
+    numbers = {key: value for key, value in config.to_dict().items() if key not in _FREE_TO_CHANGE}
+    return {**numbers, "objective": [repr(term) for term in objective]}
 
 
 def check_same(what: str, *, saved: dict[str, Any], here: dict[str, Any]) -> None:

@@ -1,0 +1,157 @@
+"""Selecting, decoding and AuxK for the rest of the library, on whatever kernels fit the tensors' device.
+
+`reference` says what each computes. CPU tensors go to `cpu`, CUDA tensors to `triton` where it is installed.
+"""
+
+import dataclasses
+import importlib.util
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosscoders._typing import typed
+from crosscoders.kernels import reference
+from crosscoders.kernels.cpu import selection as on_cpu
+from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.kernels.step import Encoded, Selection
+
+
+def select(pre_acts: Tensor, scale: Tensor, *, selection: Selection) -> Encoded:
+    """Latents of a training step from all pre-activations; see `Selection` for the rule.
+
+    On CUDA with Triton there is no host synchronization: `k * batch` entries are stored, with 0 as the value
+    of those whose score is not positive.
+
+    Args:
+        pre_acts: Pre-activations, in the dtype of the matrix product.
+        scale: Factor of each latent in the ranking, float32.
+        selection: How many, and over what.
+
+    Returns:
+        The latents, with float32 values, and the smallest positive score among them.
+    """
+    if _has_triton(pre_acts):
+        triton_selection = importlib.import_module("crosscoders.kernels.triton.selection")
+        if not selection.per_row:
+            return Encoded(*triton_selection.batch_topk(pre_acts, selection.k, scale=scale))
+        latents = triton_selection.row_topk(pre_acts, selection.k, scale=scale)
+        return Encoded(latents, _smallest(latents, scale))
+    choose = row_topk_indices if selection.per_row else batch_topk_indices
+    latents = SparseLatents.gather(pre_acts, choose(pre_acts.float() * scale, selection.k))
+    latents = dataclasses.replace(latents, values=latents.values.float())
+    return Encoded(latents, _smallest(latents, scale))
+
+
+def _smallest(latents: SparseLatents, scale: Tensor) -> Tensor:
+    scores = latents.values * scale[latents.indices]
+    scores = torch.cat([scores.where(scores > 0, torch.inf), scores.new_full((1,), torch.inf)])
+    return scores.min()
+
+
+@typed
+def row_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Tensor, " nnz"]:
+    """Ascending flat indices of the `k` largest positive scores of each row.
+
+    Args:
+        scores: Scores to rank; no gradient flows through a selection.
+        k: Entries to keep in a row.
+
+    Returns:
+        The entries that `reference.row_topk_mask` marks.
+    """
+    if _runs_on_cpu(scores):
+        return on_cpu.row_topk_indices(scores, k)
+    return _flat(reference.row_topk_mask(scores, k))
+
+
+@typed
+def batch_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Tensor, " nnz"]:
+    """Ascending flat indices of the `k * batch` largest positive scores of the batch.
+
+    Args:
+        scores: Scores to rank; no gradient flows through a selection.
+        k: Mean number of entries to keep per row.
+
+    Returns:
+        The entries that `reference.batch_topk_mask` marks.
+    """
+    if _runs_on_cpu(scores):
+        return on_cpu.batch_topk_indices(scores, k)
+    return _flat(reference.batch_topk_mask(scores, k))
+
+
+@typed
+def threshold_indices(
+    scores: Float[Tensor, "batch latent"], threshold: Float[Tensor, ""] | Float[Tensor, " latent"]
+) -> Int[Tensor, " nnz"]:
+    """Ascending flat indices of the positive scores above a threshold.
+
+    Args:
+        scores: Scores to compare; no gradient flows through a selection.
+        threshold: One threshold, or one per latent.
+
+    Returns:
+        The entries that `reference.threshold_mask` marks.
+    """
+    if _runs_on_cpu(scores):
+        return on_cpu.threshold_indices(scores, threshold)
+    return _flat(reference.threshold_mask(scores, threshold))
+
+
+@typed
+def decode(
+    latents: Float[Tensor, "batch latent"] | SparseLatents, W_dec: Float[Tensor, "latent width"]
+) -> Float[Tensor, "batch width"]:
+    """Sum of decoder rows weighted by the latents, without bias.
+
+    Args:
+        latents: Dense or sparse latents.
+        W_dec: Decoder rows.
+
+    Returns:
+        One row per token, in the dtype of `W_dec`.
+    """
+    if isinstance(latents, SparseLatents):
+        return reference.decode_sparse(latents, W_dec)
+    return reference.decode_dense(latents, W_dec).to(W_dec.dtype)
+
+
+@typed
+def auxk(
+    pre_acts: Float[Tensor, "batch latent"],
+    W_dec: Float[Tensor, "latent width"],
+    *,
+    selection_scale: Float[Tensor, " latent"],
+    k: int,
+) -> Float[Tensor, "batch width"]:
+    """Decode the `k` largest positive pre-activations of each token, ranked by scaled value.
+
+    The caller passes the dead latents only. Dense: the dead are a small part, or nearly all of them are kept.
+
+    Args:
+        pre_acts: Pre-activations of the candidate latents.
+        W_dec: Their decoder rows.
+        selection_scale: Their factor in the ranking.
+        k: Latents to keep per token.
+
+    Returns:
+        The sum of the kept latents' decoder rows, without bias (Gao et al. 2406.04093, formula for e-hat).
+    """
+    if pre_acts.shape[1] <= k:
+        return decode(pre_acts.relu(), W_dec)
+    kept = row_topk_indices(pre_acts.detach() * selection_scale, k)
+    mask = torch.zeros(pre_acts.numel(), dtype=pre_acts.dtype, device=pre_acts.device)
+    return decode(pre_acts * mask.index_fill_(0, kept, 1.0).view_as(pre_acts), W_dec)
+
+
+def _has_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def _runs_on_cpu(scores: Tensor) -> bool:
+    return scores.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _flat(mask: Tensor) -> Tensor:
+    return mask.flatten().nonzero().squeeze(1)
