@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from crosscoders._typing import typed
 from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
 from crosscoders.artifact import check_tensors, read_artifact, write_artifact
 from crosscoders.errors import CheckpointError
-from crosscoders.kernels.ops import decode
+from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
 from crosscoders.sources import (
@@ -367,8 +366,7 @@ class Crosscoder(nn.Module):
         return column_slices(self.sources)[source]
 
     def _pre_activations(self, x: Tensor) -> Tensor:
-        # Under autocast the product is bfloat16; everything after it is not.
-        return F.linear(x, self.W_enc, self.b_enc).to(self.W_enc.dtype)
+        return encode(x, self.W_enc, self.b_enc)
 
     def _scale_row(self) -> Tensor:
         weight = self.W_enc

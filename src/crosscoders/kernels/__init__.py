@@ -1,7 +1,14 @@
 """What every step and every selection runs on: `reference` defines it, `dispatch` chooses what runs."""
 
 from crosscoders.kernels.dispatch import StepShape, choose_backend, explain
-from crosscoders.kernels.ops import auxk, batch_topk_indices, decode, row_topk_indices, threshold_indices
+from crosscoders.kernels.ops import (
+    auxk,
+    batch_topk_indices,
+    decode,
+    encode,
+    row_topk_indices,
+    threshold_indices,
+)
 from crosscoders.kernels.reference import (
     batch_topk_mask,
     decode_dense,
@@ -22,6 +29,7 @@ __all__ = [
     "decode",
     "decode_dense",
     "decode_sparse",
+    "encode",
     "explain",
     "latent_major",
     "row_topk_indices",

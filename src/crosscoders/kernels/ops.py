@@ -7,11 +7,13 @@ import dataclasses
 import importlib.util
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.kernels import reference
+from crosscoders.kernels.autograd import Encode
 from crosscoders.kernels.cpu import selection as on_cpu
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Encoded, Selection
@@ -97,6 +99,28 @@ def threshold_indices(
     if _runs_on_cpu(scores):
         return on_cpu.threshold_indices(scores, threshold)
     return _flat(reference.threshold_mask(scores, threshold))
+
+
+@typed
+def encode(
+    x: Float[Tensor, "batch width"], W_enc: Float[Tensor, "latent width"], b_enc: Float[Tensor, " latent"]
+) -> Float[Tensor, "batch latent"]:
+    """Pre-activations `x W_enc^T + b_enc`.
+
+    Where only entries taken by `SparseLatents.gather` receive a gradient, the backward pass costs as much as
+    those entries; a hook on the result may then see a sparse gradient.
+
+    Args:
+        x: What to encode.
+        W_enc: Encoder rows.
+        b_enc: Encoder bias.
+
+    Returns:
+        Pre-activations in the dtype of `W_enc`; under autocast the product is bfloat16.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.linear(x, W_enc, b_enc).to(W_enc.dtype)
+    return Encode.apply(x, W_enc, b_enc)
 
 
 @typed

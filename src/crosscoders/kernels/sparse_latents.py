@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosscoders._typing import typed
+from crosscoders.kernels.autograd import GatherEntries
 
 
 @final
@@ -74,11 +75,17 @@ class SparseLatents:
         n_rows, n_latents = pre_acts.shape
         starts = torch.arange(n_rows + 1, device=pre_acts.device) * n_latents
         return cls(
-            values=pre_acts.reshape(-1).index_select(0, flat_indices),
+            values=_entries(pre_acts, flat_indices),
             indices=flat_indices % n_latents,
             row_ptr=torch.searchsorted(flat_indices, starts),
             n_latents=n_latents,
         )
+
+
+def _entries(pre_acts: Tensor, flat: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or not pre_acts.requires_grad:
+        return pre_acts.reshape(-1).index_select(0, flat)
+    return GatherEntries.apply(pre_acts, flat)
 
 
 @final
