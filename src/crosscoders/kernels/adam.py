@@ -1,8 +1,10 @@
 """What a row-wise Adam update reads and writes; every backend takes these two records."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class AdamMatrix:
         weight: The float32 weights, updated in place.
         exp_avg: First moment.
         exp_avg_sq: Second moment.
-        shadow: Copy of the new weights rounded to bfloat16, or None for none.
+        shadow: Copy of the new weights for matrix products, rounded to its dtype, or None for none.
         norms: L2 norm of each new row in each source, or None for none.
         boundaries: First column of each source, and the width; read only for `norms`.
     """
@@ -27,6 +29,20 @@ class AdamMatrix:
     shadow: Float[Tensor, "latent width"] | None = None
     norms: Float[Tensor, "latent source"] | None = None
     boundaries: tuple[int, ...] = ()
+
+    def with_derived(self, *, has_norms: bool, shadow: torch.dtype | None) -> "AdamMatrix":
+        """The same tensors with memory for what is derived from them, still to be written.
+
+        Args:
+            has_norms: Whether the norms are wanted.
+            shadow: Dtype of the copy, or None for none.
+        """
+        weight, n_sources = self.weight, len(self.boundaries) - 1
+        return dataclasses.replace(
+            self,
+            norms=weight.new_empty(len(weight), n_sources) if has_norms else None,
+            shadow=None if shadow is None else torch.empty_like(weight, dtype=shadow),
+        )
 
 
 @final

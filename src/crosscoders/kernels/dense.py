@@ -5,6 +5,7 @@ and the three backward products are matrix products (bfloat16 with low precision
 Adam.
 """
 
+import dataclasses
 import itertools
 from typing import final
 
@@ -30,7 +31,7 @@ class DenseStep(StepKernels):
     """See `StepKernels`."""
 
     def __init__(self, weights: StepWeights, *, is_low_precision: bool) -> None:
-        super().__init__(weights, is_low_precision=is_low_precision)
+        super().__init__(with_copies(weights, is_low=is_low_precision), is_low_precision=is_low_precision)
         self.refresh()
 
     def refresh(self) -> None:
@@ -78,6 +79,16 @@ class DenseStep(StepKernels):
         adam_vector_(weights.b_enc, grads["b_enc"], step=step)
         adam_vector_(weights.b_dec, grads["b_dec"], step=step)
         return norm
+
+
+def with_copies(weights: StepWeights, *, is_low: bool) -> StepWeights:
+    """Weights with decoder norms, and with bfloat16 copies of both matrices for low precision."""
+    low = torch.bfloat16 if is_low else None
+    return dataclasses.replace(
+        weights,
+        W_dec=weights.W_dec.with_derived(has_norms=True, shadow=low),
+        W_enc=weights.W_enc.with_derived(has_norms=False, shadow=low),
+    )
 
 
 def derive_(matrix: AdamMatrix) -> None:

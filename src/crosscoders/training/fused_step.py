@@ -4,6 +4,7 @@ It computes what `Trainer.training_step` computes through autograd, from the lib
 kernels that `kernels.dispatch` chooses. Anything that it does not know sends the trainer back to autograd.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -208,13 +209,8 @@ class FusedStep:
         moments = {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
         if weight.ndim == 1:
             return AdamMatrix(weight=weight[None], **{key: value[None] for key, value in moments.items()})
-        low = self._precision == "bfloat16"
-        shadow = torch.empty_like(weight, dtype=torch.bfloat16) if low else None
-        bounds = [0]
-        for source in self._crosscoder.sources:
-            bounds.append(bounds[-1] + source.d_model)
-        norms = weight.new_empty(len(weight), len(bounds) - 1) if name == "W_dec" else None
-        return AdamMatrix(weight=weight, shadow=shadow, norms=norms, boundaries=tuple(bounds), **moments)
+        widths = (source.d_model for source in self._crosscoder.sources)
+        return AdamMatrix(weight=weight, boundaries=(0, *itertools.accumulate(widths)), **moments)
 
     def _state(self, name: str) -> dict[str, Any]:
         return self._optimizer.state[getattr(self._crosscoder, name)]

@@ -75,15 +75,15 @@ class RowTopK:
             return _topk_by_partition(_as_numpy(scores), self._k)
         bits = scores.view(_INTEGER[scores.dtype])
         n_key_bits = _VALUE_BITS[bits.dtype] + self._n_latents.bit_length()
-        n_rows = max(1, 1 << min(16, 63 - n_key_bits))
+        n_rows = 1 << max(0, min(16, 63 - n_key_bits))
         parts = [self._select_by_blocks(part, block) for part in bits.split(n_rows)]
-        return np.concatenate([p + i * n_rows * self._n_latents for i, p in enumerate(parts)])
+        return np.concatenate([part + i * n_rows * self._n_latents for i, part in enumerate(parts)])
 
     def _select_by_blocks(self, bits: Tensor, block: int) -> np.ndarray:
         maxima = _block_maxima(bits, block)
         floor = np.partition(maxima, -self._k, axis=1)[:, -self._k]
         floor = np.maximum(floor, 1)  # the smallest positive float
-        row, latent, value = _entries_from(bits, block, maxima=maxima, floor=floor)
+        row, latent, value = _entries_from(bits, maxima, floor=floor)
         shift, top = self._n_latents.bit_length(), (1 << _VALUE_BITS[bits.dtype]) - 1
         # By row, then by falling score, then by rising latent.
         key = (((row << _VALUE_BITS[bits.dtype]) | (top - value)) << shift) | latent
@@ -139,7 +139,7 @@ class BatchTopK:
         bits = scores.view(_INTEGER[scores.dtype])
         maxima = _block_maxima(bits, block)
         self._raise_floor(maxima)
-        row, latent, _ = _entries_from(bits, block, maxima=maxima, floor=np.array([self._floor()]))
+        row, latent, _ = _entries_from(bits, maxima, floor=np.array([self._floor()]))
         return row * self._n_latents + latent
 
     def _raise_floor(self, maxima: np.ndarray) -> None:
@@ -164,20 +164,33 @@ def _block_size(scores: Tensor, *, n_kept: int, n_of: int) -> int:
 
 
 def _block_maxima(bits: Tensor, block: int) -> np.ndarray:
-    # Block j of a row holds the entries j, j + n_blocks, ...: the maximum runs over contiguous lanes.
     n_rows, n_latents = bits.shape
+    if _is_contiguous(bits):
+        return bits.view(n_rows, n_latents // block, block).amax(dim=2).numpy()
     return bits.view(n_rows, block, n_latents // block).amax(dim=1).numpy()
 
 
+def _is_contiguous(bits: Tensor) -> bool:
+    """Whether a block is a run of neighbors; for two-byte scores the vectorized maximum needs every n-th."""
+    return bits.dtype is torch.int32
+
+
 def _entries_from(
-    bits: Tensor, block: int, *, maxima: np.ndarray, floor: np.ndarray
+    bits: Tensor, maxima: np.ndarray, *, floor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, latent and integer value of the entries at or above the floor (of each row, or of all)."""
     n_rows, n_blocks = maxima.shape
-    row, column = np.divmod(np.flatnonzero(maxima >= floor[:, None]), n_blocks)
-    entries = bits.numpy().reshape(n_rows, block, n_blocks)[row, :, column]
+    block = bits.shape[1] // n_blocks
+    chosen = np.flatnonzero(maxima >= floor[:, None])
+    row, column = np.divmod(chosen, n_blocks)
+    if _is_contiguous(bits):
+        entries = bits.view(-1, block).index_select(0, torch.from_numpy(chosen)).numpy()
+    else:
+        entries = bits.numpy().reshape(n_rows, block, n_blocks)[row, :, column]
     which, place = np.divmod(np.flatnonzero(entries >= np.broadcast_to(floor, n_rows)[row, None]), block)
-    return row[which], place * n_blocks + column[which], entries[which, place].astype(np.int64)
+    column = column[which]
+    latent = column * block + place if _is_contiguous(bits) else place * n_blocks + column
+    return row[which], latent, entries[which, place].astype(np.int64)
 
 
 def _topk_by_partition(array: np.ndarray, k: int) -> np.ndarray:

@@ -4,6 +4,7 @@ Encoding goes by groups of tokens. The backward pass and Adam go by groups of la
 summed from its entries and, where no clipping needs the norm of all of them first, consumed at once.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import final
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
 from crosscoders.kernels.cpu.backward import Backward, latent_groups, square_sum
+from crosscoders.kernels.cpu.product import linear
 from crosscoders.kernels.cpu.selection import BatchTopK, RowTopK
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import (
@@ -26,22 +28,27 @@ from crosscoders.kernels.step import (
     library_adam_,
 )
 
-# Swept on a 2-core EPYC (Zen 5), torch 2.13, 2048 x 512 x 16384, 2026-11-22: larger groups of tokens make the
-# float32 product up to 3% faster and take more memory; the bfloat16 product is fastest at 8 MiB.
-_ENCODE_BYTES = {torch.float32: 32 << 20, torch.bfloat16: 8 << 20}
+# Scores at once, so 16 MiB of float32: memory of this size is reused, twice of it is mapped anew each time
+# (swept on a 2-core EPYC Zen 5, torch 2.13, 2048 x 512 x 16384, 2026-11-22; half of it slows the product).
+_SCORES_AT_ONCE = 4 << 20
 
 
 @final
 class CpuStep(StepKernels):
     """See `StepKernels`.
 
-    With low precision, the encoder's bfloat16 copy carries the selection scale: the product then gives scores
-    at once, and the few selected ones are divided by it again.
+    The encoder's copy carries the selection scale, in either precision: the product then gives scores at
+    once, and the few selected ones are divided by the scale again.
     """
 
     def __init__(self, weights: StepWeights, *, is_low_precision: bool) -> None:
+        copy = torch.bfloat16 if is_low_precision else torch.float32
+        weights = dataclasses.replace(
+            weights,
+            W_dec=weights.W_dec.with_derived(has_norms=True, shadow=None),
+            W_enc=weights.W_enc.with_derived(has_norms=False, shadow=copy),
+        )
         super().__init__(weights, is_low_precision=is_low_precision)
-        self._score_memory: Tensor | None = None
         self._gradient_memory: dict[str, Tensor] = {}
         self.refresh()
 
@@ -146,22 +153,12 @@ class CpuStep(StepKernels):
             matrix.shadow[latents] = rows * scale
 
     def _scores(self, x: Tensor, scale: Tensor) -> Iterator[Tensor]:
-        """Scaled pre-activations of the next tokens; each group overwrites the last."""
-        W_enc, bias = self.weights.W_enc, self.weights.b_enc.weight.view(-1)
-        weight = W_enc.weight
-        if W_enc.shadow is not None:
-            x, weight, bias = x.to(W_enc.shadow.dtype), W_enc.shadow, (bias * scale).to(W_enc.shadow.dtype)
-        memory = self._score_rows(x.dtype, n_rows=x.shape[0])
-        for part in x.split(memory.shape[0]):
-            scores = torch.addmm(bias, part, weight.T, out=memory[: part.shape[0]])
-            yield scores if W_enc.shadow is not None else scores.mul_(scale)
-
-    def _score_rows(self, dtype: torch.dtype, *, n_rows: int) -> Tensor:
-        n_latents = self.weights.W_enc.weight.shape[0]
-        n_rows = min(n_rows, max(1, _ENCODE_BYTES[dtype] // (dtype.itemsize * n_latents)))
-        if self._score_memory is None or self._score_memory.shape[0] < n_rows:
-            self._score_memory = torch.empty(n_rows, n_latents, dtype=dtype)
-        return self._score_memory
+        """Scaled pre-activations of the next tokens."""
+        shadow = self.weights.W_enc.shadow
+        assert shadow is not None
+        bias = (self.weights.b_enc.weight.view(-1) * scale).to(shadow.dtype)
+        for part in x.to(shadow.dtype).split(max(1, _SCORES_AT_ONCE // len(shadow))):
+            yield linear(part, shadow, bias)
 
     def _gradients(self) -> dict[str, Tensor]:
         if not self._gradient_memory:

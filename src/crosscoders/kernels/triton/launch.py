@@ -35,49 +35,83 @@ class SelectionSizes:
     Args:
         groups: Groups into which a row is dealt; the k-th largest of their maxima bounds the k-th score. 0
             reads the rows in full every time instead.
+        part: Groups whose maxima one program takes.
         run: Neighboring latents that go to the same group.
         capacity: Candidates that a row can store; a row with more is read in full again.
-        block: Latents taken at once where a row is read in full; at least `run`.
+        block: Latents taken at once where a row is read in full.
         num_warps: Warps of a program.
     """
 
     groups: int
+    part: int
     run: int
     capacity: int
     block: int
     num_warps: int
 
 
-def selection_sizes(n_latents: int, k: int, *, most: int) -> SelectionSizes:
-    """Sizes for rows of `n_latents` of which about `k` are kept, and rarely more than `most`.
+def row_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
+    """Sizes for keeping `k` of each row.
 
     Ten groups for each entry kept put about 5 % more candidates above the bound than are kept, where large
-    scores do not crowd together. A thread takes 64 latents at once for the maxima and 4 elsewhere: compiled
-    for sm_90 with triton 3.7.1, that is 64 registers a thread (bfloat16, `k <= 256`), eight programs on each
-    multiprocessor, and no spills. Derived from these rules, not yet measured.
+    scores do not crowd together. The row is still in the second-level cache when it is read again, so a run is
+    as long as one 16-byte load. Compiled for sm_90 with triton 3.7.1, bfloat16 and `k <= 256` take 64 registers
+    a thread: eight programs on each multiprocessor. Derived from these rules, not yet measured.
 
     Args:
         n_latents: Width of a row.
-        k: Entries to keep in a row, on average.
-        most: Candidates that nearly every row has room for.
+        k: Entries to keep in a row.
+        itemsize: Bytes of a pre-activation.
 
     Returns:
         The sizes.
     """
     if k > _MOST_BY_GROUPS:
-        return SelectionSizes(groups=0, run=1, capacity=1, block=2048, num_warps=8)
-    groups = min(triton.next_power_of_2(max(4 * k, 1024)), triton.next_power_of_2(n_latents))
+        return _WITHOUT_GROUPS
+    groups = _group_count(n_latents, k)
     num_warps = min(16, max(4, groups // 256))
-    longest_run = 64 * 32 * num_warps // groups
-    run = min(longest_run, 8, max(1, triton.next_power_of_2(n_latents // groups + 1) // 2))
-    capacity = triton.next_power_of_2(max(most, 64))
     return SelectionSizes(
-        groups=groups, run=run, capacity=capacity, block=4 * 32 * num_warps, num_warps=num_warps
+        groups=groups,
+        part=groups,
+        run=min(16 // itemsize, 64 * 32 * num_warps // groups, _floor_to_power_of_2(n_latents // groups)),
+        capacity=triton.next_power_of_2(max(2 * k, 64)),
+        block=4 * 32 * num_warps,
+        num_warps=num_warps,
+    )
+
+
+def batch_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
+    """Sizes for keeping `k` of a row on average.
+
+    By the time that candidates are collected, the caches hold other rows, so a run is the 64 bytes that memory
+    gives at once. Rows keep more or fewer than `k`: there is room for eight times as many. A thread takes 32
+    latents at once for the maxima and 4 elsewhere. Derived from these rules, not yet measured.
+
+    Args:
+        n_latents: Width of a row.
+        k: Entries to keep in a row, on average.
+        itemsize: Bytes of a pre-activation.
+
+    Returns:
+        The sizes.
+    """
+    if k > _MOST_BY_GROUPS:
+        return _WITHOUT_GROUPS
+    groups = _group_count(n_latents, k)
+    num_warps = min(16, max(4, groups // 512))
+    run = min(64 // itemsize, _floor_to_power_of_2(n_latents // groups))
+    return SelectionSizes(
+        groups=groups,
+        part=min(groups, 32 * 32 * num_warps // run),
+        run=run,
+        capacity=triton.next_power_of_2(max(8 * k, 64)),
+        block=4 * 32 * num_warps,
+        num_warps=num_warps,
     )
 
 
 def threshold_sizes(n_words: int) -> dict[str, int]:
-    """Sizes for rows of `n_words * 32` latents: 64 latents for each thread, as for the maxima above.
+    """Sizes for rows of `n_words` words of 32 latents: 32 latents a thread; not yet measured.
 
     Args:
         n_words: Words of 32 bits, one bit for each latent.
@@ -85,4 +119,15 @@ def threshold_sizes(n_words: int) -> dict[str, int]:
     Returns:
         Arguments of the launch.
     """
-    return {"WORDS": min(256, triton.next_power_of_2(n_words)), "num_warps": 4}
+    return {"WORDS": min(128, triton.next_power_of_2(n_words)), "num_warps": 4}
+
+
+_WITHOUT_GROUPS = SelectionSizes(groups=0, part=1, run=1, capacity=1, block=2048, num_warps=8)
+
+
+def _group_count(n_latents: int, k: int) -> int:
+    return min(triton.next_power_of_2(max(4 * k, 1024)), triton.next_power_of_2(n_latents))
+
+
+def _floor_to_power_of_2(n: int) -> int:
+    return max(1, triton.next_power_of_2(n + 1) // 2)

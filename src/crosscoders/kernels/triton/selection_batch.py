@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.kernels.triton.launch import SelectionSizes, launch, selection_sizes
+from crosscoders.kernels.triton.launch import SelectionSizes, batch_topk_sizes, launch
 from crosscoders.kernels.triton.selection_batch_kernels import (
     bound_kernel,
     collect_kernel,
@@ -61,11 +61,11 @@ class _Batch:
     columns: Tensor
     found: Tensor
 
-    def run(self, kernel: Any, *args: Any, **kwargs: Any) -> None:
-        """Launch one program for each row, with what all of them read in front."""
+    def run(self, kernel: Any, *args: Any, n_parts: int = 1, **kwargs: Any) -> None:
+        """Launch `n_parts` programs for each row, with what all of them read."""
         launch(
             kernel,
-            (self.pre.shape[0],),
+            (self.pre.shape[0], n_parts),
             self.pre,
             self.scale,
             *args,
@@ -95,7 +95,7 @@ def batch_topk(
         scale: Factor `[latent]` of each latent in the ranking, float32; None for 1.
         floor: A guess at the smallest selected score, such as the last step's, float32; saves work where it
             is good and never changes the result.
-        sizes: Sizes of a program; chosen by `launch.selection_sizes` if None.
+        sizes: Sizes of a program; chosen by `launch.batch_topk_sizes` if None.
 
     Returns:
         Exactly `k * batch` entries, with the pre-activations as float32 values, and the smallest selected
@@ -107,7 +107,7 @@ def batch_topk(
     """
     check_pre_acts("batch_topk", pre, scale)
     check_k("batch_topk", pre, k)
-    sizes = sizes or selection_sizes(pre.shape[1], k, most=8 * k)
+    sizes = sizes or batch_topk_sizes(pre.shape[1], k, itemsize=pre.element_size())
     batch = _new_batch(pre, k, scale=scale, sizes=sizes)
     if batch.sizes.groups > 0:
         _collect_candidates(batch, floor)
@@ -133,9 +133,10 @@ def _collect_candidates(batch: _Batch, floor: Tensor | None) -> None:
     sizes = batch.sizes
     maxima = batch.found.new_empty((batch.pre.shape[0], sizes.groups))
     histograms = batch.pre.new_zeros((_BOUND_LEVELS + 1, 256), dtype=torch.int64)
-    n_hinted = histograms[_BOUND_LEVELS]
+    n_hinted = histograms[_BOUND_LEVELS]  # as many counters as there are bins, to be added up
     groups = {"GROUPS": sizes.groups, "RUN": sizes.run}
-    batch.run(maxima_kernel, maxima, floor, n_hinted, **groups)
+    n_parts = sizes.groups // sizes.part
+    batch.run(maxima_kernel, maxima, floor, n_hinted, n_parts=n_parts, PART=sizes.part, **groups)
     for level in range(_BOUND_LEVELS):
         launch(
             bound_kernel,

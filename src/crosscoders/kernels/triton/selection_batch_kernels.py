@@ -22,15 +22,25 @@ _INFINITY = tl.constexpr(0x7F800000)  # the key of infinity
 
 @triton.jit
 def maxima_kernel(
-    pre, scale, maxima, floor, n_hinted, n_latents, row_stride, GROUPS: tl.constexpr, RUN: tl.constexpr
+    pre,
+    scale,
+    maxima,
+    floor,
+    n_hinted,
+    n_latents,
+    row_stride,
+    GROUPS: tl.constexpr,
+    PART: tl.constexpr,
+    RUN: tl.constexpr,
 ):
-    """Store the maxima of one row's groups, and count those that reach the hint."""
+    """Store the maxima of a part of one row's groups, and count those that reach the hint."""
     row = tl.program_id(0).to(tl.int64)
-    largest = group_maxima(pre + row * row_stride, scale, n_latents, GROUPS, RUN)
-    tl.store(maxima + row * GROUPS + tl.arange(0, GROUPS), largest)
+    first = tl.program_id(1) * PART
+    largest = group_maxima(pre + row * row_stride, scale, n_latents, first, GROUPS, PART, RUN)
+    tl.store(maxima + row * GROUPS + first + tl.arange(0, PART), largest)
     if floor is not None:
         reached = tl.sum((largest >= hinted_key(floor)).to(tl.int32))
-        tl.atomic_add(n_hinted, reached.to(tl.int64), sem="relaxed")
+        tl.atomic_add(n_hinted + row % 256, reached.to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n_maxima", "n_kept"])

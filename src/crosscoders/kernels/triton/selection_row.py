@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.kernels.triton.launch import SelectionSizes, launch, selection_sizes
+from crosscoders.kernels.triton.launch import SelectionSizes, launch, row_topk_sizes
 from crosscoders.kernels.triton.selection_checks import check_k, check_pre_acts, free_bits
 from crosscoders.kernels.triton.selection_rows import (
     bound_of_groups,
@@ -52,7 +52,7 @@ def row_topk_kernel(
     bound = k * 0 + 1
     if GROUPS > 0:
         groups += row * GROUPS
-        largest = group_maxima(pre, scale, n_latents, GROUPS, RUN)
+        largest = group_maxima(pre, scale, n_latents, 0, GROUPS, GROUPS, RUN)
         bound = bound_of_groups(largest, k, RESOLUTION)
         n_groups = list_groups(largest, bound, groups, GROUPS)
         tl.debug_barrier()  # other threads of this program read the list
@@ -86,7 +86,7 @@ def row_topk(
         pre: Pre-activations `[batch, latent]`, float32, bfloat16 or float16; rows contiguous.
         k: Entries to keep in a row.
         scale: Factor `[latent]` of each latent in the ranking, float32; None for 1.
-        sizes: Sizes of a program; chosen by `launch.selection_sizes` if None.
+        sizes: Sizes of a program; chosen by `launch.row_topk_sizes` if None.
 
     Returns:
         Exactly `k` entries a row, with the pre-activations as float32 values. Where fewer scores are
@@ -98,7 +98,7 @@ def row_topk(
     check_pre_acts("row_topk", pre, scale)
     check_k("row_topk", pre, k)
     n_rows, n_latents = pre.shape
-    sizes = sizes or selection_sizes(n_latents, k, most=2 * k)
+    sizes = sizes or row_topk_sizes(n_latents, k, itemsize=pre.element_size())
     values = pre.new_empty(n_rows * k, dtype=torch.float32)
     indices = pre.new_empty(n_rows * k, dtype=torch.int64)
     workspace = [

@@ -28,10 +28,13 @@ def score_keys(pre, scale, columns, mask):
 
 
 @triton.jit
-def group_maxima(pre, scale, n_latents, GROUPS: tl.constexpr, RUN: tl.constexpr):
-    """Largest key of each group of a row: `RUN` neighbors for each group in turn, and so on again."""
-    tile = tl.arange(0, GROUPS)[:, None] * RUN + tl.arange(0, RUN)[None, :]
-    largest = tl.zeros((GROUPS,), tl.int32)
+def group_maxima(pre, scale, n_latents, first, GROUPS: tl.constexpr, PART: tl.constexpr, RUN: tl.constexpr):
+    """Largest keys of `PART` groups of a row, from group `first` on.
+
+    Each group in turn gets `RUN` neighbors, and so on again until the row ends.
+    """
+    tile = (first + tl.arange(0, PART)[:, None]) * RUN + tl.arange(0, RUN)[None, :]
+    largest = tl.zeros((PART,), tl.int32)
     for start in range(0, n_latents, GROUPS * RUN):
         columns = start + tile
         keys = score_keys(pre, scale, columns, columns < n_latents)

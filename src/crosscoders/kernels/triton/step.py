@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
-from crosscoders.kernels.dense import derive_
+from crosscoders.kernels.dense import derive_, with_copies
 from crosscoders.kernels.sparse_latents import SparseLatents, latent_major
 from crosscoders.kernels.step import (
     Encoded,
@@ -32,7 +32,7 @@ class TritonStep(StepKernels):
     """See `StepKernels`."""
 
     def __init__(self, weights: StepWeights, *, is_low_precision: bool) -> None:
-        super().__init__(weights, is_low_precision=is_low_precision)
+        super().__init__(with_copies(weights, is_low=is_low_precision), is_low_precision=is_low_precision)
         self._floor: Tensor | None = None
         self.refresh()
 
