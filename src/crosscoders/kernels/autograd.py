@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from crosscoders.kernels.product import linear
+
 
 class Encode(torch.autograd.Function):
     """`x W_enc^T + b_enc` in the dtype of `W_enc`; the product is in bfloat16 under autocast."""
@@ -20,7 +22,7 @@ class Encode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
         """Keep the inputs for the backward pass."""
         ctx.save_for_backward(x, W_enc)
-        product = F.linear(x, W_enc, b_enc)
+        product = encode_product(x, W_enc, b_enc)
         ctx.product_dtype = product.dtype
         return product.to(W_enc.dtype)
 
@@ -64,6 +66,13 @@ class GatherEntries(torch.autograd.Function):
         places = torch.stack([flat // n_columns, flat % n_columns])
         sparse = torch.sparse_coo_tensor(places, grad, ctx.shape, is_coalesced=True, check_invariants=False)
         return sparse, None
+
+
+def encode_product(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """`x W_enc^T + b_enc` without gradient, in bfloat16 under autocast."""
+    if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+        return F.linear(x, W_enc, b_enc)
+    return linear(x, W_enc, b_enc)
 
 
 def _sparse_backward(

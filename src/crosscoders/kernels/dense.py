@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
 from crosscoders.kernels.ops import select
+from crosscoders.kernels.product import linear
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import (
     Encoded,
@@ -25,6 +26,9 @@ from crosscoders.kernels.step import (
     library_adam_,
 )
 
+# On the CPU, so that memory is reused; see `cpu.step`.
+_PRODUCTS_AT_ONCE = 4 << 20
+
 
 @final
 class DenseStep(StepKernels):
@@ -32,6 +36,8 @@ class DenseStep(StepKernels):
 
     def __init__(self, weights: StepWeights, *, is_low_precision: bool) -> None:
         super().__init__(with_copies(weights, is_low=is_low_precision), is_low_precision=is_low_precision)
+        self._written: Tensor | None = None
+        self._places: Tensor | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -43,14 +49,13 @@ class DenseStep(StepKernels):
         """Encode everything, then select."""
         weight = _product_weight(self.weights.W_enc)
         bias = self.weights.b_enc.weight.view(-1).to(weight.dtype)
-        pre_acts = torch.addmm(bias, x.to(weight.dtype), weight.T)
+        pre_acts = linear(x.to(weight.dtype), weight, bias)
         return select(pre_acts, self.selection_scale(), selection=selection)
 
     def residual(self, latents: SparseLatents, x: Tensor) -> tuple[Tensor, Tensor]:
         """Decode with one matrix product."""
-        weight = _product_weight(self.weights.W_dec)
-        decoded = (latents.to_dense().to(weight.dtype) @ weight).float()
-        residual = decoded + self.weights.b_dec.weight - x
+        decoded = linear(self._write_out(latents, latents.values), _product_weight(self.weights.W_dec).T)
+        residual = decoded.float() + self.weights.b_dec.weight - x
         return residual, residual.square().sum()
 
     def update(
@@ -58,14 +63,14 @@ class DenseStep(StepKernels):
     ) -> Tensor:
         """Three matrix products, clipping, fused Adam."""
         latents, weights = encoded.latents, self.weights
-        dense, low = latents.to_dense(), _product_weight(weights.W_dec)
-        fires = dense != 0
-        grad_low = grad.to(low.dtype)
-        grad_pre = torch.where(fires, grad_low @ low.T, 0.0)
+        low = _product_weight(weights.W_dec)
+        low_grad, low_x = grad.to(low.dtype), x.to(low.dtype)
+        grad_W_dec = _outer(self._write_out(latents, latents.values), low_grad)
+        grad_values = _grad_values(low_grad, latents, W_dec=low)
         grads = {
-            "W_dec": (dense.to(low.dtype).T @ grad_low).float(),
-            "W_enc": (grad_pre.T @ x.to(low.dtype)).float(),
-            "b_enc": grad_pre.float().sum(dim=0),
+            "W_dec": grad_W_dec,
+            "W_enc": _outer(self._write_out(latents, grad_values), low_x),
+            "b_enc": grad.new_zeros(latents.n_latents).index_add_(0, latents.indices, grad_values),
             "b_dec": grad.sum(dim=0),
         }
         if plan.extra is not None:
@@ -79,6 +84,17 @@ class DenseStep(StepKernels):
         adam_vector_(weights.b_enc, grads["b_enc"], step=step)
         adam_vector_(weights.b_dec, grads["b_dec"], step=step)
         return norm
+
+    def _write_out(self, latents: SparseLatents, values: Tensor) -> Tensor:
+        """Latents with their zeros, in memory that is cleared entry by entry and that the next call reuses."""
+        dtype, n_entries = _product_weight(self.weights.W_dec).dtype, latents.n_rows * latents.n_latents
+        if self._written is None or self._places is None or self._written.numel() != n_entries:
+            self._written = values.new_zeros(n_entries, dtype=dtype)
+        else:
+            self._written.index_fill_(0, self._places, 0.0)
+        self._places = latents.rows() * latents.n_latents + latents.indices
+        self._written.index_copy_(0, self._places, values.to(dtype))
+        return self._written.view(latents.n_rows, latents.n_latents)
 
 
 def with_copies(weights: StepWeights, *, is_low: bool) -> StepWeights:
@@ -98,6 +114,27 @@ def derive_(matrix: AdamMatrix) -> None:
             matrix.norms[:, source] = torch.linalg.vector_norm(matrix.weight[:, start:stop], dim=1)
     if matrix.shadow is not None:
         matrix.shadow.copy_(matrix.weight)
+
+
+def _grad_values(grad: Tensor, latents: SparseLatents, *, W_dec: Tensor) -> Tensor:
+    """Gradients of the stored values in float32; 0 for entries that hold 0, which were not selected."""
+    row_ptr, parts = latents.row_ptr, []
+    size = max(1, _PRODUCTS_AT_ONCE // latents.n_latents) if grad.device.type == "cpu" else max(1, len(grad))
+    flat = latents.rows() * latents.n_latents + latents.indices
+    bounds = row_ptr[::size].tolist() if grad.device.type == "cpu" else [0]
+    bounds = [*bounds[: -(-len(grad) // size)], len(flat)]
+    for i, rows in enumerate(grad.split(size)):
+        entries = flat[bounds[i] : bounds[i + 1]] - i * size * latents.n_latents
+        parts.append(linear(rows, W_dec).view(-1).index_select(0, entries))
+    grad_values = torch.cat(parts).float()
+    return torch.where(latents.values > 0, grad_values, 0.0)
+
+
+def _outer(by_latent: Tensor, by_column: Tensor) -> Tensor:
+    """Sum over tokens of their products, `[latent, width]` in float32."""
+    if by_latent.device.type != "cpu":
+        return (by_latent.T @ by_column).float()
+    return linear(by_column.T, by_latent.T).T.float().contiguous()
 
 
 def _product_weight(matrix: AdamMatrix) -> Tensor:

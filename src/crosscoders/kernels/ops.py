@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.kernels import reference
-from crosscoders.kernels.autograd import Encode
+from crosscoders.kernels.autograd import Encode, encode_product
 from crosscoders.kernels.cpu import selection as on_cpu
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Encoded, Selection
@@ -118,8 +118,10 @@ def encode(
     Returns:
         Pre-activations in the dtype of `W_enc`; under autocast the product is bfloat16.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return F.linear(x, W_enc, b_enc).to(W_enc.dtype)
+    if not torch.is_grad_enabled():
+        return encode_product(x, W_enc, b_enc).to(W_enc.dtype)
     return Encode.apply(x, W_enc, b_enc)
 
 

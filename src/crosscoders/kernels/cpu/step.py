@@ -15,8 +15,8 @@ from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
 from crosscoders.kernels.cpu.backward import Backward, latent_groups, square_sum
-from crosscoders.kernels.cpu.product import linear
 from crosscoders.kernels.cpu.selection import BatchTopK, RowTopK
+from crosscoders.kernels.product import linear
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import (
     Encoded,
