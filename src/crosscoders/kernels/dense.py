@@ -86,7 +86,7 @@ class DenseStep(StepKernels):
         return norm
 
     def _write_out(self, latents: SparseLatents, values: Tensor) -> Tensor:
-        """Latents with their zeros, in memory that is cleared entry by entry and that the next call reuses."""
+        """Latents with their zeros, in memory that the next call clears entry by entry and uses again."""
         dtype, n_entries = _product_weight(self.weights.W_dec).dtype, latents.n_rows * latents.n_latents
         if self._written is None or self._places is None or self._written.numel() != n_entries:
             self._written = values.new_zeros(n_entries, dtype=dtype)

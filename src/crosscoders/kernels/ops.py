@@ -1,10 +1,13 @@
 """Selecting, decoding and AuxK for the rest of the library, on whatever kernels fit the tensors' device.
 
-`reference` says what each computes. CPU tensors go to `cpu`, CUDA tensors to `triton` where it is installed.
+`reference` says what each computes. CPU tensors go to `cpu`, CUDA tensors to `triton` where it is installed,
+other devices and `torch.compile` to `reference` itself.
 """
 
 import dataclasses
+import importlib
 import importlib.util
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +37,9 @@ def select(pre_acts: Tensor, scale: Tensor, *, selection: Selection) -> Encoded:
         The latents, with float32 values, and the smallest positive score among them.
     """
     if _has_triton(pre_acts):
-        triton_selection = importlib.import_module("crosscoders.kernels.triton.selection")
         if not selection.per_row:
-            return Encoded(*triton_selection.batch_topk(pre_acts, selection.k, scale=scale))
-        latents = triton_selection.row_topk(pre_acts, selection.k, scale=scale)
+            return Encoded(*_triton("selection").batch_topk(pre_acts, selection.k, scale=scale))
+        latents = _triton("selection").row_topk(pre_acts, selection.k, scale=scale)
         return Encoded(latents, _smallest(latents, scale))
     choose = row_topk_indices if selection.per_row else batch_topk_indices
     latents = SparseLatents.gather(pre_acts, choose(pre_acts.float() * scale, selection.k))
@@ -64,6 +66,8 @@ def row_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Tenso
     """
     if _runs_on_cpu(scores):
         return on_cpu.row_topk_indices(scores, k)
+    if _has_triton(scores):
+        return _places(_triton("selection").row_topk(scores.detach(), min(k, scores.shape[1]), scale=None))
     return _flat(reference.row_topk_mask(scores, k))
 
 
@@ -80,6 +84,10 @@ def batch_topk_indices(scores: Float[Tensor, "batch latent"], k: int) -> Int[Ten
     """
     if _runs_on_cpu(scores):
         return on_cpu.batch_topk_indices(scores, k)
+    if _has_triton(scores):
+        return _places(
+            _triton("selection").batch_topk(scores.detach(), min(k, scores.shape[1]), scale=None)[0]
+        )
     return _flat(reference.batch_topk_mask(scores, k))
 
 
@@ -98,6 +106,8 @@ def threshold_indices(
     """
     if _runs_on_cpu(scores):
         return on_cpu.threshold_indices(scores, threshold)
+    if _has_triton(scores):
+        return _places(_triton("selection").threshold(scores.detach(), threshold.float(), scale=None))
     return _flat(reference.threshold_mask(scores, threshold))
 
 
@@ -139,6 +149,9 @@ def decode(
         One row per token, in the dtype of `W_dec`.
     """
     if isinstance(latents, SparseLatents):
+        wants_gradient = torch.is_grad_enabled() and (latents.values.requires_grad or W_dec.requires_grad)
+        if _has_triton(W_dec) and not wants_gradient:
+            return _triton("decode").decode(latents, W_dec, out_dtype=W_dec.dtype)
         return reference.decode_sparse(latents, W_dec)
     return reference.decode_dense(latents, W_dec).to(W_dec.dtype)
 
@@ -172,7 +185,19 @@ def auxk(
 
 
 def _has_triton(tensor: Tensor) -> bool:
-    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+    is_taken = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if not (tensor.is_cuda and is_taken) or torch.compiler.is_compiling():
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton(name: str) -> ModuleType:
+    return importlib.import_module(f"crosscoders.kernels.triton.{name}")
+
+
+def _places(latents: SparseLatents) -> Tensor:
+    """Ascending flat indices of the entries that were selected, without those that only fill up."""
+    return (latents.rows() * latents.n_latents + latents.indices)[latents.values > 0]
 
 
 def _runs_on_cpu(scores: Tensor) -> bool:

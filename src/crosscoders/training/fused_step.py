@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
 from crosscoders.kernels.dispatch import make_step
+from crosscoders.kernels.ops import encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Encoded, ExtraRows, StepKernels, StepWeights, UpdatePlan
 from crosscoders.losses import AuxK, LossBreakdown, LossContext, LossTerm, Reconstruction, WeightedTerm
@@ -177,7 +177,7 @@ class FusedStep:
         low = self._precision == "bfloat16"
         with torch.enable_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=low):
             value = term.value_of_dead(
-                F.linear(inputs, W_enc, b_enc).to(W_enc.dtype),
+                encode(inputs, W_enc, b_enc),
                 W_dec,
                 residual=-residual,
                 selection_scale=self._kernels.selection_scale()[dead],
