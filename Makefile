@@ -1,6 +1,7 @@
 # make demo        two bundled models in, a crosscoder and an honest diff out
 # make test        the default tests: CPU, offline, a few minutes
 # make test-all    the same and the slow tier
+# make bench       peers, each into its own environment, and every CPU measurement; under 15 minutes
 # make lint types wheel clean    what they say; lint and types need the dev tools, which they install
 # Each of them creates .venv and installs first where that is still to do.
 
@@ -11,9 +12,11 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -q
+BENCH := .venv-bench
+PEERS := llamascopium eai-sparsify sae-lens dictionary-learning
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint types wheel clean
+.PHONY: demo test test-all bench bench-peers lint types wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/crosscoders demo
@@ -24,6 +27,13 @@ test: $(INSTALLED)
 # GPU tests skip themselves nowhere: they are asked for by name, `pytest -m gpu`, on a machine that has one.
 test-all: test
 	$(PYTEST) -m "(slow or browser) and not gpu"
+
+# Run it on a machine that does nothing else. A peer that cannot be installed is reported as n/a.
+bench: $(INSTALLED)
+	@$(MAKE) --no-print-directory -j 4 bench-peers
+	$(BIN)/python -m benchmarks.kernels
+
+bench-peers: $(PEERS:%=$(BENCH)/%/.installed)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -38,7 +48,7 @@ wheel: $(INSTALLED_DEV)
 	$(BIN)/python .ci/check_wheel.py dist
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -51,3 +61,12 @@ $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing ruff, pyright and build into $(VENV) ..."
 	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
 	@touch $@
+
+$(BENCH)/%/.installed: benchmarks/kernels/peers/%.txt
+	@echo "Installing $* into $(BENCH)/$* (once) ..."
+	@rm -rf $(BENCH)/$*
+	@$(PYTHON) -m venv $(BENCH)/$*
+	@if $(BENCH)/$*/bin/python -m pip install -qq --disable-pip-version-check --no-input --no-compile \
+	--prefer-binary -r $<; then touch $@; else rm -rf $(BENCH)/$*; echo "$* cannot be installed here"; fi
+	@$(BENCH)/$*/bin/python -c "import torchvision" 2> /dev/null \
+	|| $(BENCH)/$*/bin/python -m pip uninstall -qq -y torchvision 2> /dev/null || true
