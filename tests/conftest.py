@@ -12,6 +12,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import pytest
 import torch
 
+# Without a GPU the Triton kernels are interpreted. Triton reads this when it is first imported, which any
+# test may do, so it is said before all of them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # One thread keeps sums in one order and leaves the second core to a second test process.

@@ -39,6 +39,7 @@ class SelectionSizes:
         run: Neighboring latents that go to the same group.
         capacity: Candidates that a row can store; a row with more is read in full again.
         block: Latents taken at once where a row is read in full.
+        items: Maxima, or counts of rows, taken at once where the rows they belong to do not matter.
         num_warps: Warps of a program.
     """
 
@@ -47,6 +48,7 @@ class SelectionSizes:
     run: int
     capacity: int
     block: int
+    items: int
     num_warps: int
 
 
@@ -54,9 +56,9 @@ def row_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
     """Sizes for keeping `k` of each row.
 
     Ten groups for each entry kept put about 5 % more candidates above the bound than are kept, where large
-    scores do not crowd together. The row is still in the second-level cache when it is read again, so a run is
-    as long as one 16-byte load. Compiled for sm_90 with triton 3.7.1, bfloat16 and `k <= 256` take 64 registers
-    a thread: eight programs on each multiprocessor. Derived from these rules, not yet measured.
+    scores do not crowd together. The row is still in the second-level cache when it is read again, so a run
+    is as long as one 16-byte load. Compiled for sm_90 with triton 3.7.1, bfloat16 and `k <= 256` take 64
+    registers a thread: eight programs on each multiprocessor. Derived from these rules, not yet measured.
 
     Args:
         n_latents: Width of a row.
@@ -76,6 +78,7 @@ def row_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
         run=min(16 // itemsize, 64 * 32 * num_warps // groups, _floor_to_power_of_2(n_latents // groups)),
         capacity=triton.next_power_of_2(max(2 * k, 64)),
         block=4 * 32 * num_warps,
+        items=1024,
         num_warps=num_warps,
     )
 
@@ -83,9 +86,9 @@ def row_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
 def batch_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
     """Sizes for keeping `k` of a row on average.
 
-    By the time that candidates are collected, the caches hold other rows, so a run is the 64 bytes that memory
-    gives at once. Rows keep more or fewer than `k`: there is room for eight times as many. A thread takes 32
-    latents at once for the maxima and 4 elsewhere. Derived from these rules, not yet measured.
+    By the time that candidates are collected, the caches hold other rows, so a run is the 64 bytes that
+    memory gives at once. Rows keep more or fewer than `k`: there is room for eight times as many. A thread
+    takes 32 latents at once for the maxima and 4 elsewhere. Derived from these rules, not yet measured.
 
     Args:
         n_latents: Width of a row.
@@ -106,6 +109,7 @@ def batch_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes
         run=run,
         capacity=triton.next_power_of_2(max(8 * k, 64)),
         block=4 * 32 * num_warps,
+        items=1024,
         num_warps=num_warps,
     )
 
@@ -122,7 +126,7 @@ def threshold_sizes(n_words: int) -> dict[str, int]:
     return {"WORDS": min(128, triton.next_power_of_2(n_words)), "num_warps": 4}
 
 
-_WITHOUT_GROUPS = SelectionSizes(groups=0, part=1, run=1, capacity=1, block=2048, num_warps=8)
+_WITHOUT_GROUPS = SelectionSizes(groups=0, part=1, run=1, capacity=1, block=2048, items=1024, num_warps=8)
 
 
 def _group_count(n_latents: int, k: int) -> int:

@@ -34,13 +34,11 @@ from crosscoders.kernels.triton.selection_batch_kernels import (
 from crosscoders.kernels.triton.selection_checks import check_k, check_pre_acts, free_bits
 
 _BOUND_LEVELS = 2  # digits of 8 bits of the bound of step 2
-_MAXIMA_BLOCK = 1024
-_ROWS_BLOCK = 1024
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class Batch:
     """A batch and the candidates of its rows.
 
     Args:
@@ -108,16 +106,27 @@ def batch_topk(
     check_pre_acts("batch_topk", pre, scale)
     check_k("batch_topk", pre, k)
     sizes = sizes or batch_topk_sizes(pre.shape[1], k, itemsize=pre.element_size())
-    batch = _new_batch(pre, k, scale=scale, sizes=sizes)
+    batch = new_batch(pre, k, scale=scale, sizes=sizes)
     if batch.sizes.groups > 0:
-        _collect_candidates(batch, floor)
+        collect_candidates(batch, floor)
     counts, histograms = _count_candidates(batch)
     return _write(batch, counts, histograms)
 
 
-def _new_batch(pre: Tensor, k: int, *, scale: Tensor | None, sizes: SelectionSizes) -> _Batch:
+def new_batch(pre: Tensor, k: int, *, scale: Tensor | None, sizes: SelectionSizes) -> Batch:
+    """A batch none of whose candidates are known.
+
+    Args:
+        pre: Pre-activations.
+        k: Mean number of entries to keep per row.
+        scale: Factor of each latent, or None.
+        sizes: Sizes of a program.
+
+    Returns:
+        The batch, with room for candidates.
+    """
     n_rows = pre.shape[0]
-    return _Batch(
+    return Batch(
         pre=pre,
         scale=scale,
         n_kept=n_rows * k,
@@ -128,8 +137,13 @@ def _new_batch(pre: Tensor, k: int, *, scale: Tensor | None, sizes: SelectionSiz
     )
 
 
-def _collect_candidates(batch: _Batch, floor: Tensor | None) -> None:
-    """Steps 1 to 3."""
+def collect_candidates(batch: Batch, floor: Tensor | None) -> None:
+    """Steps 1 to 3: find the candidates of each row.
+
+    Args:
+        batch: Where they are stored.
+        floor: A guess at the smallest score to keep.
+    """
     sizes = batch.sizes
     maxima = batch.found.new_empty((batch.pre.shape[0], sizes.groups))
     histograms = batch.pre.new_zeros((_BOUND_LEVELS + 1, 256), dtype=torch.int64)
@@ -140,7 +154,7 @@ def _collect_candidates(batch: _Batch, floor: Tensor | None) -> None:
     for level in range(_BOUND_LEVELS):
         launch(
             bound_kernel,
-            (triton.cdiv(maxima.numel(), _MAXIMA_BLOCK),),
+            (triton.cdiv(maxima.numel(), sizes.items),),
             maxima,
             histograms,
             floor,
@@ -148,7 +162,7 @@ def _collect_candidates(batch: _Batch, floor: Tensor | None) -> None:
             maxima.numel(),
             batch.n_kept,
             LEVEL=level,
-            BLOCK=_MAXIMA_BLOCK,
+            BLOCK=sizes.items,
             num_warps=4,
         )
     batch.run(
@@ -168,7 +182,7 @@ def _collect_candidates(batch: _Batch, floor: Tensor | None) -> None:
     )
 
 
-def _count_candidates(batch: _Batch) -> tuple[Tensor, Tensor]:
+def _count_candidates(batch: Batch) -> tuple[Tensor, Tensor]:
     """Step 4 and the first part of step 5."""
     n_levels = triton.cdiv(32 - free_bits(batch.pre, batch.scale), 8)
     histograms = batch.pre.new_zeros((n_levels, 256), dtype=torch.int64)
@@ -181,7 +195,7 @@ def _count_candidates(batch: _Batch) -> tuple[Tensor, Tensor]:
     return counts, histograms
 
 
-def _write(batch: _Batch, counts: Tensor, histograms: Tensor) -> tuple[SparseLatents, Tensor]:
+def _write(batch: Batch, counts: Tensor, histograms: Tensor) -> tuple[SparseLatents, Tensor]:
     """The rest of step 5."""
     n_rows, n_latents = batch.pre.shape
     values = batch.pre.new_empty(batch.n_kept, dtype=torch.float32)
@@ -200,7 +214,7 @@ def _write(batch: _Batch, counts: Tensor, histograms: Tensor) -> tuple[SparseLat
         smallest,
         n_rows,
         batch.n_kept,
-        BLOCK=_ROWS_BLOCK,
+        BLOCK=batch.sizes.items,
         LEVELS=histograms.shape[0],
         num_warps=4,
     )

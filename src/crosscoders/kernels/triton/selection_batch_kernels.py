@@ -1,6 +1,6 @@
 """The kernels of the selection from a whole batch; `selection_batch` says what each of them is for."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -21,6 +21,7 @@ _INFINITY = tl.constexpr(0x7F800000)  # the key of infinity
 
 
 @triton.jit
+@no_type_check
 def maxima_kernel(
     pre,
     scale,
@@ -44,6 +45,7 @@ def maxima_kernel(
 
 
 @triton.jit(do_not_specialize=["n_maxima", "n_kept"])
+@no_type_check
 def bound_kernel(
     maxima, histograms, floor, n_hinted, n_maxima, n_kept, LEVEL: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -58,6 +60,7 @@ def bound_kernel(
 
 
 @triton.jit(do_not_specialize=["n_kept"])
+@no_type_check
 def collect_kernel(
     pre,
     scale,
@@ -95,6 +98,7 @@ def collect_kernel(
 
 
 @triton.jit(do_not_specialize=["n_kept"])
+@no_type_check
 def digit_kernel(
     pre,
     scale,
@@ -122,6 +126,7 @@ def digit_kernel(
 
 
 @triton.jit
+@no_type_check
 def _count(source, least, BLOCK: tl.constexpr):
     """How many keys of a source are above the least and equal to it, and the smallest positive one."""
     above = tl.zeros((BLOCK,), tl.int32)
@@ -136,6 +141,7 @@ def _count(source, least, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n_kept"])
+@no_type_check
 def count_kernel(
     pre,
     scale,
@@ -170,6 +176,7 @@ def count_kernel(
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_kept"])
+@no_type_check
 def offsets_kernel(
     counts,
     histograms,
@@ -205,6 +212,7 @@ def offsets_kernel(
 
 
 @triton.jit
+@no_type_check
 def write_kernel(
     pre,
     scale,

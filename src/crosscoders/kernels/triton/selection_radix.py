@@ -5,7 +5,7 @@ second digit of those whose first digit is the one sought, and so on. The digits
 levels before, so every program finds them for itself and nothing passes through the host.
 """
 
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -18,6 +18,7 @@ _HINT_MARGIN = tl.constexpr(0.875)
 
 
 @triton.jit
+@no_type_check
 def radix_prefix(histograms, n_kept, LEVELS: tl.constexpr):
     """First `LEVELS` digits of the `n_kept`-th largest key, and how many keys with these digits are kept.
 
@@ -35,6 +36,7 @@ def radix_prefix(histograms, n_kept, LEVELS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def least_key(histograms, n_kept, LEVELS: tl.constexpr):
     """The `n_kept`-th largest key, and how many keys equal to it are kept.
 
@@ -45,6 +47,7 @@ def least_key(histograms, n_kept, LEVELS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def count_digits(key, prefix, LEVEL: tl.constexpr):
     """Histogram of one digit of the positive keys that begin with `prefix`."""
     matches = key > 0
@@ -54,6 +57,7 @@ def count_digits(key, prefix, LEVEL: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def add_counts(histograms, counts, LEVEL: tl.constexpr):
     """Add a program's counts to the histogram of one level."""
     place = histograms + LEVEL * 256 + tl.arange(0, 256)
@@ -61,6 +65,7 @@ def add_counts(histograms, counts, LEVEL: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def add_source(histograms, source, prefix, LEVEL: tl.constexpr, BLOCK: tl.constexpr):
     """Add all keys of a source to the histogram of one level."""
     counts = tl.zeros((256,), tl.int32)
@@ -71,6 +76,7 @@ def add_source(histograms, source, prefix, LEVEL: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
+@no_type_check
 def hinted_key(floor):
     """Key somewhat below the hint; 0 where the hint is not a positive number."""
     bound = tl.load(floor) * _HINT_MARGIN
@@ -78,6 +84,7 @@ def hinted_key(floor):
 
 
 @triton.jit
+@no_type_check
 def hint_serves(n_hinted, n_kept):
     """Whether enough maxima reach the hint for a bound, and no more than twice as many as are needed."""
     reached = tl.sum(tl.load(n_hinted + tl.arange(0, 256)))
@@ -85,6 +92,7 @@ def hint_serves(n_hinted, n_kept):
 
 
 @triton.jit
+@no_type_check
 def bound_of_batch(histograms, floor, n_hinted, n_kept, LEVELS: tl.constexpr):
     """A positive key that `n_kept` maxima reach, or all positive ones if they are fewer."""
     bound, _ = least_key(histograms, n_kept, LEVELS)

@@ -1,6 +1,6 @@
 """The `k` largest scores of each row, one program for one row."""
 
-# pyright: reportArgumentType=false
+from typing import no_type_check
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from crosscoders.kernels.triton.selection_rows import (
 
 
 @triton.jit(do_not_specialize=["k"])
+@no_type_check
 def row_topk_kernel(
     pre,
     scale,

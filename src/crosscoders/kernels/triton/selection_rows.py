@@ -8,13 +8,14 @@ at `keys` and `columns`, or all its latents at `pre` where these two are None. C
 a key of at least some positive bound, in ascending order.
 """
 
-# pyright: reportOperatorIssue=false
+from typing import no_type_check
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
+@no_type_check
 def score_keys(pre, scale, columns, mask):
     """Keys of `relu(pre) * scale` at some columns of the row that `pre` points at.
 
@@ -28,6 +29,7 @@ def score_keys(pre, scale, columns, mask):
 
 
 @triton.jit
+@no_type_check
 def group_maxima(pre, scale, n_latents, first, GROUPS: tl.constexpr, PART: tl.constexpr, RUN: tl.constexpr):
     """Largest keys of `PART` groups of a row, from group `first` on.
 
@@ -43,6 +45,7 @@ def group_maxima(pre, scale, n_latents, first, GROUPS: tl.constexpr, PART: tl.co
 
 
 @triton.jit
+@no_type_check
 def bound_of_groups(largest, k, RESOLUTION: tl.constexpr):
     """A positive key that `k` maxima reach, or all positive ones if they are fewer, and hardly more do.
 
@@ -61,6 +64,7 @@ def bound_of_groups(largest, k, RESOLUTION: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def list_groups(largest, bound, groups, GROUPS: tl.constexpr):
     """Write the groups whose maximum reaches the bound, ascending; returns their number."""
     active = (largest >= bound).to(tl.int32)
@@ -70,6 +74,7 @@ def list_groups(largest, bound, groups, GROUPS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def collect(
     pre,
     scale,
@@ -106,6 +111,7 @@ def collect(
 
 
 @triton.jit
+@no_type_check
 def read_block(source, start, BLOCK: tl.constexpr):
     """Keys, columns and presence of one block of a source; the key of what is not there is 0."""
     pre, scale, keys, columns, length = source
@@ -121,6 +127,7 @@ def read_block(source, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def count_reaching(source, bound, BLOCK: tl.constexpr):
     """How many keys of a source are at least `bound`, which is positive."""
     total = tl.zeros((BLOCK,), tl.int32)
@@ -131,6 +138,7 @@ def count_reaching(source, bound, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def largest_key(source, BLOCK: tl.constexpr):
     """The largest key of a source."""
     largest = tl.zeros((BLOCK,), tl.int32)
@@ -141,6 +149,7 @@ def largest_key(source, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def bracket(source, k, bound, RESOLUTION: tl.constexpr, BLOCK: tl.constexpr):
     """What to keep of a source: keys from `high` on, and the first `n_ties` of those in `[low, high)`.
 
@@ -160,6 +169,7 @@ def bracket(source, k, bound, RESOLUTION: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def emit(source, low, high, n_ties, values, indices, BLOCK: tl.constexpr):
     """Write the entries with keys from `high` on, and the first `n_ties` of those in `[low, high)`.
 

@@ -1,6 +1,6 @@
 """All scores above a threshold: one bit for each latent first, then the entries that the bits name."""
 
-# pyright: reportGeneralTypeIssues=false
+from typing import no_type_check
 
 import torch
 import triton
@@ -15,6 +15,7 @@ _BITS = tl.constexpr(32)
 
 
 @triton.jit
+@no_type_check
 def mark_kernel(
     pre,
     scale,
@@ -52,6 +53,7 @@ def mark_kernel(
 
 
 @triton.jit
+@no_type_check
 def unpack_kernel(
     pre,
     words,
