@@ -82,7 +82,7 @@ def test_every_selection_in_any_groups_equals_the_definition(
     kind: str, n_latents: int, dtype: torch.dtype
 ) -> None:
     scores = scores_of(kind, 9, n_latents, dtype=dtype)
-    for k in sorted({1, min(2, n_latents), n_latents // 3 or 1, n_latents}):
+    for k in sorted({1, min(2, n_latents), n_latents // 3 or 1, n_latents, n_latents + 3}):
         check_all_ways(scores, k, sizes=[2, 0, 1, 6])
 
 
@@ -175,3 +175,17 @@ def test_a_nan_is_never_kept_and_displaces_one_score_at_most() -> None:
                 assert not kept & set(flat(is_nan))
                 assert kept <= most
                 assert len(most - kept) <= int(is_nan.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_guess_changes_nothing_or_says_that_it_was_too_high(dtype: torch.dtype) -> None:
+    scores = torch.randn(30, 64, generator=torch.Generator().manual_seed(5)).to(dtype)
+    expected = reference.batch_topk_mask(scores, 3).flatten().nonzero().squeeze(1)
+    smallest = float(scores.flatten()[expected].min())
+    for guess in (0.0, 0.5 * smallest, smallest, 1.5 * smallest, 100.0):
+        selector = selection.BatchTopK(3 * 30, n_latents=64, guess=guess)
+        for part in scores.split(7):
+            selector.add(part)
+        assert selector.is_short or torch.equal(selector.finish()[0], expected)
+        assert not (selector.is_short and guess <= smallest)
+        assert selector.is_short or guess <= smallest or dtype is torch.float64

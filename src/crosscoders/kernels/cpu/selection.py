@@ -106,11 +106,14 @@ class BatchTopK:
     Args:
         n_kept: Entries to keep in all.
         n_latents: Entries in a row.
+        guess: Scores below this are not looked at; `is_short` tells when that was too high.
     """
 
-    def __init__(self, n_kept: int, *, n_latents: int) -> None:
+    def __init__(self, n_kept: int, *, n_latents: int, guess: float = 0.0) -> None:
         self._n_kept = n_kept
         self._n_latents = n_latents
+        self._guess = guess
+        self._guess_bits = 1  # the smallest positive float
         self._n_rows = 0
         self._maxima = np.empty(0, dtype=np.int64)
         self._flat: list[np.ndarray] = []
@@ -123,6 +126,11 @@ class BatchTopK:
         self._flat.append(flat + self._n_rows * self._n_latents)
         self._scores.append(_take(scores, flat))
         self._n_rows += scores.shape[0]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the guess hid entries that belong to the result: all has to be done again without it."""
+        return self._guess > 0 and sum(map(len, self._flat)) < self._n_kept
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Ascending flat indices of the kept entries, and their scores."""
@@ -138,6 +146,8 @@ class BatchTopK:
         block = _block_size(scores, n_kept=self._n_kept, n_of=scores.numel())
         bits = scores.view(_INTEGER[scores.dtype])
         maxima = _block_maxima(bits, block)
+        if self._guess > 0:
+            self._guess_bits = int(torch.tensor(self._guess, dtype=scores.dtype).view(bits.dtype))
         self._raise_floor(maxima)
         row, latent, _ = _entries_from(bits, maxima, floor=np.array([self._floor()]))
         return row * self._n_latents + latent
@@ -150,7 +160,8 @@ class BatchTopK:
         self._maxima = pool
 
     def _floor(self) -> int:
-        return max(1, int(self._maxima.min())) if len(self._maxima) == self._n_kept else 1
+        lowest = int(self._maxima.min()) if len(self._maxima) == self._n_kept else 1
+        return max(1, lowest, self._guess_bits)
 
 
 def _block_size(scores: Tensor, *, n_kept: int, n_of: int) -> int:

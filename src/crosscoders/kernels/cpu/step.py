@@ -31,6 +31,8 @@ from crosscoders.kernels.step import (
 # Scores at once, so 16 MiB of float32: memory of this size is reused, twice of it is mapped anew each time
 # (swept on a 2-core EPYC Zen 5, torch 2.13, 2048 x 512 x 16384, 2026-11-22; half of it slows the product).
 _SCORES_AT_ONCE = 4 << 20
+# Of the last batch's smallest score: the part of it below which BatchTopK does not look at first.
+_GUESS = 0.8
 
 
 @final
@@ -50,6 +52,7 @@ class CpuStep(StepKernels):
         )
         super().__init__(weights, is_low_precision=is_low_precision)
         self._gradient_memory: dict[str, Tensor] = {}
+        self._smallest = 0.0
         self.refresh()
 
     def refresh(self) -> None:
@@ -63,13 +66,7 @@ class CpuStep(StepKernels):
         """Encode and select group by group."""
         scale, n_rows = self.selection_scale(), x.shape[0]
         n_latents = scale.shape[0]
-        if selection.per_row:
-            selector = RowTopK(selection.k, n_latents=n_latents)
-        else:
-            selector = BatchTopK(selection.k * n_rows, n_latents=n_latents)
-        for scores in self._scores(x, scale):
-            selector.add(scores)
-        flat, scores = selector.finish()
+        flat, scores = self._select(x, selection)
         rows, indices = flat // n_latents, flat % n_latents
         latents = SparseLatents(
             values=scores / scale[indices],
@@ -78,7 +75,23 @@ class CpuStep(StepKernels):
             n_latents=n_latents,
         )
         smallest = scores.min() if scores.numel() else torch.tensor(torch.inf)
+        self._smallest = float(smallest) if scores.numel() else 0.0
         return Encoded(latents, smallest)
+
+    def _select(self, x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Flat indices and scores; the last batch's smallest score tells where to look first."""
+        n_latents = len(self.weights.W_enc.weight)
+        if selection.per_row:
+            selector = RowTopK(selection.k, n_latents=n_latents)
+        else:
+            guess = _GUESS * self._smallest
+            selector = BatchTopK(selection.k * len(x), n_latents=n_latents, guess=guess)
+        for scores in self._scores(x):
+            selector.add(scores)
+        if isinstance(selector, BatchTopK) and selector.is_short:
+            self._smallest = 0.0
+            return self._select(x, selection)
+        return selector.finish()
 
     def residual(self, latents: SparseLatents, x: Tensor) -> tuple[Tensor, Tensor]:
         """Decode in float32: a gather is not what limits a CPU."""
@@ -152,11 +165,11 @@ class CpuStep(StepKernels):
             scale = self.weights.W_dec.norms[latents].sum(dim=1, keepdim=True)
             matrix.shadow[latents] = rows * scale
 
-    def _scores(self, x: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    def _scores(self, x: Tensor) -> Iterator[Tensor]:
         """Scaled pre-activations of the next tokens."""
         shadow = self.weights.W_enc.shadow
         assert shadow is not None
-        bias = (self.weights.b_enc.weight.view(-1) * scale).to(shadow.dtype)
+        bias = (self.weights.b_enc.weight.view(-1) * self.selection_scale()).to(shadow.dtype)
         for part in x.to(shadow.dtype).split(max(1, _SCORES_AT_ONCE // len(shadow))):
             yield linear(part, shadow, bias)
 
