@@ -19,7 +19,9 @@ from tests.kernels.sparse_cases import (
     relative_error,
     tensors_of,
 )
+from tests.kernels.tolerances import RELATIVE_ERROR
 
+EXACT = RELATIVE_ERROR[torch.float32]
 STEP = AdamStep(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, n=1)
 SOURCES = [(0, 1), (0, 16), (0, 9, 23), (0, 3, 4, 21), (0, 8, 11, 27, 41)]
 
@@ -52,9 +54,9 @@ def test_five_updates_equal_the_library_optimizer(boundaries: tuple[int, ...], d
         step = replace(STEP, n=n, grad_scale=torch.tensor(0.7, device=DEVICE))
         adam_rows_(matrix, grad, step=step, tiles=SMALL if n % 2 else None)
     state = optimizer.state[parameter]
-    assert relative_error(matrix.weight, parameter.detach()) < 1e-6
-    assert relative_error(matrix.exp_avg, state["exp_avg"]) < 2e-6
-    assert relative_error(matrix.exp_avg_sq, state["exp_avg_sq"]) < 2e-6
+    assert relative_error(matrix.weight, parameter.detach()) < EXACT
+    assert relative_error(matrix.exp_avg, state["exp_avg"]) < EXACT
+    assert relative_error(matrix.exp_avg_sq, state["exp_avg_sq"]) < EXACT
 
 
 @pytest.mark.parametrize("boundaries", SOURCES)
@@ -65,17 +67,27 @@ def test_norms_and_copy_are_those_of_the_new_weights(boundaries: tuple[int, ...]
         [matrix.weight[:, a:b].double().norm(dim=1) for a, b in itertools.pairwise(boundaries)], dim=1
     )
     assert matrix.norms is not None
-    assert relative_error(matrix.norms, expected) < 1e-6
+    assert relative_error(matrix.norms, expected) < EXACT
     # The interpreter truncates where the GPU rounds: at most one unit in the last place.
     assert matrix.shadow is not None
     assert bool(((matrix.shadow.float() - matrix.weight).abs() <= 2**-7 * matrix.weight.abs()).all())
+
+
+def test_eps_may_be_zero():
+    matrix = fresh_matrix((0, 9, 23))
+    before = matrix.weight.clone()
+    (grad,) = gradients(before.shape, n=1)
+    adam_rows_(matrix, grad, step=replace(STEP, eps=0.0), tiles=SMALL)
+    assert relative_error(matrix.weight, before.double() - STEP.lr * grad.double().sign()) < EXACT
+    assert matrix.norms is not None
+    assert bool(matrix.norms.isfinite().all())
 
 
 def test_rows_without_gradient_move_by_momentum():
     matrix = make_matrix(5, (0, 11))
     before = copy_of(matrix)
     adam_rows_(matrix, torch.zeros_like(matrix.weight), step=STEP, tiles=SMALL)
-    assert relative_error(matrix.exp_avg, 0.9 * before.exp_avg.double()) < 1e-6
+    assert relative_error(matrix.exp_avg, 0.9 * before.exp_avg.double()) < EXACT
     assert bool((matrix.weight != before.weight).all())
 
 

@@ -8,6 +8,9 @@ import torch
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.triton.decode import decode, decode_residual
 from tests.kernels.sparse_cases import DEVICE, PATTERNS, SMALL, make_case, poisoned_memory, relative_error
+from tests.kernels.tolerances import RELATIVE_ERROR
+
+EXACT = RELATIVE_ERROR[torch.float32]
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +23,8 @@ def poison() -> Iterator[None]:
 def test_decode_equals_the_dense_product(pattern: str):
     case = make_case(pattern)
     expected = case.dense @ case.weight.double()
-    assert relative_error(decode(case.latents, case.weight, tiles=SMALL), expected) < 2e-6
-    assert relative_error(decode(case.latents, case.weight), expected) < 2e-6
+    assert relative_error(decode(case.latents, case.weight, tiles=SMALL), expected) < EXACT
+    assert relative_error(decode(case.latents, case.weight), expected) < EXACT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,7 +32,7 @@ def test_decode_equals_the_dense_product(pattern: str):
 def test_decode_adds_the_bias_at_any_width(width: int, dtype: torch.dtype):
     case = make_case("mixed", width=width, dtype=dtype)
     decoded = decode(case.latents, case.weight, bias=case.bias, tiles=SMALL)
-    assert relative_error(decoded, case.dense @ case.weight.double() + case.bias.double()) < 2e-6
+    assert relative_error(decoded, case.dense @ case.weight.double() + case.bias.double()) < EXACT
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
@@ -43,8 +46,8 @@ def test_residual_and_its_squares_equal_the_definition(
     expected = case.dense @ case.weight.double() + case.bias.double() - x.double()
     residual, squares = decode_residual(case.latents, case.weight, b_dec=case.bias, x=x, tiles=SMALL)
     assert residual.dtype == squares.dtype == torch.float32
-    assert relative_error(residual, expected) < 2e-6
-    assert relative_error(squares, expected.square().sum()) < 2e-6
+    assert relative_error(residual, expected) < EXACT
+    assert relative_error(squares, expected.square().sum()) < EXACT
 
 
 def test_squares_are_those_of_the_residual_before_rounding():
@@ -54,7 +57,7 @@ def test_squares_are_those_of_the_residual_before_rounding():
         case.latents, case.weight, b_dec=case.bias, x=case.x, out_dtype=torch.bfloat16, tiles=SMALL
     )
     assert rounded.dtype == torch.bfloat16
-    assert 0 < relative_error(rounded, exact) < 2**-7
+    assert 0 < relative_error(rounded, exact) < RELATIVE_ERROR[torch.bfloat16]
     assert torch.equal(squares, same_squares)
 
 

@@ -67,14 +67,15 @@ def update_columns(update, weight, grad, latent, chunk, columns, stop, n_latents
     place = latent * width + columns
     in_width = columns < stop
     mean = tl.load(update.exp_avg + place, mask=in_width, other=0.0, eviction_policy="evict_first")
-    variance = tl.load(update.exp_avg_sq + place, mask=in_width, other=0.0, eviction_policy="evict_first")
+    # 1 beyond the last column: the new weight is 0 there whatever eps is.
+    variance = tl.load(update.exp_avg_sq + place, mask=in_width, other=1.0, eviction_policy="evict_first")
     if update.grad_scale is not None:
         grad = grad * tl.load(update.grad_scale)
     mean = update.beta1 * mean + update.rate1 * grad
     variance = update.beta2 * variance + update.rate2 * grad * grad
     new = weight - update.step_size * mean / (update.root_scale * tl.sqrt(variance) + update.eps)
     if update.squares is not None:
-        square = tl.sum(tl.where(in_width, new * new, 0.0), 0)
+        square = tl.sum(new * new, 0)
         tl.store(update.squares + chunk.to(tl.int64) * n_latents + latent, square)
     if update.skip is not None:
         stop = tl.where(tl.load(update.skip) == 0, stop, 0)

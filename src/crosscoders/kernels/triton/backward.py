@@ -21,6 +21,7 @@ from crosscoders.kernels.triton.adam import chunks_of, first_chunks, row_update,
 from crosscoders.kernels.triton.gather import (
     LatentEntries,
     chunk_columns,
+    latent_entries,
     latent_gradient,
     split_piece,
     sum_factors,
@@ -177,7 +178,7 @@ def decoder_backward(
         all float32.
     """
     tiles = tiles or backward_tiles(grad)
-    entries = _entries(grad, latents.values, by_latent, tiles=tiles)
+    entries = latent_entries(grad, latents.values, by_latent, split=tiles.split)
     chunks = first_chunks((0, grad.shape[1]), columns=tiles.columns)
     dots = grad.new_empty((chunks[-1], by_latent.order.shape[0]), dtype=torch.float32)
     grad_W_dec, square = _gradient(entries, W_dec.contiguous(), dots, None, chunks=chunks, tiles=tiles)
@@ -199,7 +200,7 @@ def encoder_backward(
         Gradients of the encoder rows and of the bias, and the former's sum of squares, all float32.
     """
     tiles = tiles or backward_tiles(x)
-    entries = _entries(x, grad_values, by_latent, tiles=tiles)
+    entries = latent_entries(x, grad_values, by_latent, split=tiles.split)
     chunks = first_chunks((0, x.shape[1]), columns=tiles.columns)
     grad_b_enc = entries.partials.new_empty(by_latent.col_ptr.shape[0] - 1)
     grad_W_enc, square = _gradient(entries, None, None, grad_b_enc, chunks=chunks, tiles=tiles)
@@ -229,7 +230,7 @@ def decoder_backward_adam_(
         `<grad[row], weight[latent]>` of each stored entry, with the float32 weights from before the update.
     """
     tiles = tiles or backward_tiles(grad)
-    entries = _entries(grad, latents.values, by_latent, tiles=tiles)
+    entries = latent_entries(grad, latents.values, by_latent, split=tiles.split)
     n_chunks = chunks_of(matrix, tiles=tiles)[1][-1]
     dots = grad.new_empty((n_chunks, by_latent.order.shape[0]), dtype=torch.float32)
     _gradient_adam_(entries, matrix, dots, None, step=step, tiles=tiles)
@@ -259,25 +260,10 @@ def encoder_backward_adam_(
         Gradient of the encoder bias, before `step.grad_scale`.
     """
     tiles = tiles or backward_tiles(x)
-    entries = _entries(x, grad_values, by_latent, tiles=tiles)
+    entries = latent_entries(x, grad_values, by_latent, split=tiles.split)
     grad_b_enc = matrix.weight.new_empty(matrix.weight.shape[0])
     _gradient_adam_(entries, matrix, None, grad_b_enc, step=step, tiles=tiles)
     return grad_b_enc
-
-
-def _entries(source: Tensor, values: Tensor, by_latent: LatentMajor, *, tiles: Tiles) -> LatentEntries:
-    """Entries and workspace; only device work, whatever the latents are."""
-    n_entries = by_latent.order.shape[0]
-    starts = torch.arange(0, n_entries, tiles.split, device=source.device)
-    return LatentEntries(
-        source=source.contiguous(),
-        rows=by_latent.rows,
-        factors=values.detach().index_select(0, by_latent.order),
-        col_ptr=by_latent.col_ptr,
-        owners=torch.searchsorted(by_latent.col_ptr[1:], starts, right=True),
-        partials=source.new_empty((2 * starts.shape[0], source.shape[1]), dtype=torch.float32),
-        n_windows=starts.shape[0],
-    )
 
 
 def _gradient(

@@ -7,9 +7,12 @@ kernel leaves out.
 
 from typing import NamedTuple, no_type_check
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from crosscoders.kernels.sparse_latents import LatentMajor
 
 
 class LatentEntries(NamedTuple):
@@ -32,6 +35,30 @@ class LatentEntries(NamedTuple):
     owners: Tensor
     partials: Tensor
     n_windows: int
+
+
+def latent_entries(source: Tensor, values: Tensor, by_latent: LatentMajor, *, split: int) -> LatentEntries:
+    """Put sorted entries into the form that kernels read; only device work, whatever the latents are.
+
+    Args:
+        source: Rows to sum, `[batch, width]`.
+        values: Factor of each stored entry, row by row.
+        by_latent: The entries sorted by latent.
+        split: Entries of a window.
+
+    Returns:
+        The entries and a workspace, whose content is undefined.
+    """
+    starts = torch.arange(0, by_latent.order.shape[0], split, device=source.device)
+    return LatentEntries(
+        source=source.contiguous(),
+        rows=by_latent.rows,
+        factors=values.detach().index_select(0, by_latent.order),
+        col_ptr=by_latent.col_ptr,
+        owners=torch.searchsorted(by_latent.col_ptr[1:], starts, right=True),
+        partials=source.new_empty((2 * starts.shape[0], source.shape[1]), dtype=torch.float32),
+        n_windows=starts.shape[0],
+    )
 
 
 @triton.jit
@@ -91,8 +118,8 @@ def split_piece(entries, slot, SPLIT: tl.constexpr):
     stop = tl.minimum(last, upper)
     stop = tl.where(last - first > SPLIT, stop, start)
     if slot % 2 == 1:
+        # Past the last window, latent 0 is read: it starts at entry 0, which is inside of no window.
         stop = tl.where(first > lower, stop, start)
-        stop = tl.where(asked < entries.n_windows, stop, start)
     return latent, start, stop
 
 
