@@ -5,6 +5,7 @@ by compilation; so what is compiled is what would be launched, and an operation 
 host would fail.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -116,10 +117,10 @@ def main() -> None:
     triton.runtime.driver.set_active(Hopper())
     compiled = Compiled()
     JITFunction.run = lambda kernel, *args, **kwargs: compiled.run(kernel, *args, **kwargs)
-    for d_model, n_latents in ((1536, 32768), (5120, 131072)):
-        for dtype in (torch.bfloat16, torch.float32):
-            compiled.label = f"{d_model} {n_latents} {str(dtype).removeprefix('torch.')}"
-            run_all(d_model, n_latents, dtype)
+    shapes = itertools.product((1536, 5120), (32768, 131072), (torch.bfloat16, torch.float32))
+    for d_model, n_latents, dtype in shapes:
+        compiled.label = f"{d_model} {n_latents} {str(dtype).removeprefix('torch.')}"
+        run_all(d_model, n_latents, dtype)
     json.dump({"triton": triton.__version__, "kernels": compiled.found}, sys.stdout)
 
 
