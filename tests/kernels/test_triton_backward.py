@@ -163,8 +163,8 @@ def test_running_twice_gives_the_same_bits(with_adam: bool):
     for _ in range(2):
         if with_adam:
             matrix = make_matrix(9, (0, 4, 11))
-            values = decoder_backward_adam_(case.x, case.latents, case.by_latent, matrix=matrix, step=STEP)
-            runs.append([values, *tensors_of(matrix)])
+            got = decoder_backward_adam_(case.x, case.latents, case.by_latent, matrix=matrix, step=STEP)
+            runs.append([*got, *tensors_of(matrix)])
         else:
             runs.append(list(decoder_backward(case.x, case.latents, case.by_latent, W_dec=case.weight)))
     assert all(torch.equal(first, second) for first, second in zip(*runs))
@@ -184,14 +184,15 @@ def test_fused_decoder_backward_equals_backward_then_adam(pattern: str, boundari
     case = make_case(pattern)
     fused, separate = make_matrix(9, boundaries), make_matrix(9, boundaries)
     step = replace(STEP, grad_scale=torch.tensor(0.3, device=DEVICE))
-    expected, grad, _ = decoder_backward(case.x, case.latents, case.by_latent, W_dec=separate.weight)
+    expected, grad, square = decoder_backward(case.x, case.latents, case.by_latent, W_dec=separate.weight)
     adam_rows_(separate, grad, step=step)
     for tiles in (SMALL, None):
         matrix = copy_of(fused)
-        got = decoder_backward_adam_(
+        got, got_square = decoder_backward_adam_(
             case.x, case.latents, case.by_latent, matrix=matrix, step=step, tiles=tiles
         )
         assert relative_error(got, expected) < EXACT
+        torch.testing.assert_close(got_square, square, rtol=1e-6, atol=0)
         for updated, reference in zip(tensors_of(matrix), tensors_of(separate)):
             assert relative_error(updated, reference) < RELATIVE_ERROR[updated.dtype]
 
@@ -201,14 +202,15 @@ def test_fused_decoder_backward_equals_backward_then_adam(pattern: str, boundari
 def test_fused_encoder_backward_equals_backward_then_adam(pattern: str, dtype: torch.dtype):
     case = make_case(pattern, dtype=dtype)
     fused, separate = make_matrix(9, None), make_matrix(9, None)
-    grad, expected, _ = encoder_backward(case.latents.values, case.x, case.by_latent)
+    grad, expected, square = encoder_backward(case.latents.values, case.x, case.by_latent)
     adam_rows_(separate, grad, step=STEP)
     for tiles in (SMALL, None):
         matrix = copy_of(fused)
-        got = encoder_backward_adam_(
+        got, got_square = encoder_backward_adam_(
             case.latents.values, case.x, case.by_latent, matrix=matrix, step=STEP, tiles=tiles
         )
         assert relative_error(got, expected) < EXACT
+        torch.testing.assert_close(got_square, square, rtol=1e-6, atol=0)
         for updated, reference in zip(tensors_of(matrix), tensors_of(separate)):
             assert relative_error(updated, reference) < RELATIVE_ERROR[updated.dtype]
 
@@ -218,7 +220,9 @@ def test_fused_gradients_of_values_are_those_of_the_weights_before_the_update():
     matrix = make_matrix(9, (0, 4, 11))
     old = matrix.weight.clone()
     step = replace(STEP, lr=10.0)
-    got = decoder_backward_adam_(case.x, case.latents, case.by_latent, matrix=matrix, step=step, tiles=SMALL)
+    got, _ = decoder_backward_adam_(
+        case.x, case.latents, case.by_latent, matrix=matrix, step=step, tiles=SMALL
+    )
     of_old, of_new = (
         (case.x.double() @ weight.double().T)[case.latents.rows(), case.latents.indices]
         for weight in (old, matrix.weight)
@@ -232,7 +236,7 @@ def test_a_set_flag_leaves_the_matrix_as_it_was(flag: Tensor):
     matrix = make_matrix(9, (0, 4, 11))
     before = copy_of(matrix)
     step = replace(STEP, skip=flag.to(DEVICE), grad_scale=torch.tensor(torch.nan, device=DEVICE))
-    values = decoder_backward_adam_(
+    values, _ = decoder_backward_adam_(
         case.x, case.latents, case.by_latent, matrix=matrix, step=step, tiles=SMALL
     )
     encoder_backward_adam_(case.latents.values, case.x, case.by_latent, matrix=matrix, step=step, tiles=SMALL)

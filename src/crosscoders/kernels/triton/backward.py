@@ -117,6 +117,7 @@ def _gradient_adam_kernel(
     entries,
     update,
     dots,
+    squares,
     bias_grad,
     n_entries,
     n_latents,
@@ -137,6 +138,7 @@ def _gradient_adam_kernel(
     if dots is not None:
         dots += chunk.to(tl.int64) * n_entries
     total = latent_gradient(entries, latent, columns, in_width, width, weight, dots, ENTRIES, SPLIT)
+    tl.store(squares + chunk.to(tl.int64) * n_latents + latent, tl.sum(total * total, 0))
     update_columns(update, weight, total, latent, chunk, columns, last, n_latents, width)
     if bias_grad is not None:  # noqa: SIM102 - decided while compiling, the other while running
         if chunk == 0:
@@ -215,7 +217,7 @@ def decoder_backward_adam_(
     matrix: AdamMatrix,
     step: AdamStep,
     tiles: Tiles | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`decoder_backward` and Adam in one pass over the decoder, whose gradient is never stored.
 
     Args:
@@ -227,14 +229,15 @@ def decoder_backward_adam_(
         tiles: Sizes of one program; None for `tiles.backward_tiles`.
 
     Returns:
-        `<grad[row], weight[latent]>` of each stored entry, with the float32 weights from before the update.
+        `<grad[row], weight[latent]>` of each stored entry, with the float32 weights from before the update, and
+        the sum of squares of the rows' gradient, before `step.grad_scale`.
     """
     tiles = tiles or backward_tiles(grad)
     entries = latent_entries(grad, latents.values, by_latent, split=tiles.split)
     n_chunks = chunks_of(matrix, tiles=tiles)[1][-1]
     dots = grad.new_empty((n_chunks, by_latent.order.shape[0]), dtype=torch.float32)
-    _gradient_adam_(entries, matrix, dots, None, step=step, tiles=tiles)
-    return _sum_dots(dots, by_latent)
+    square = _gradient_adam_(entries, matrix, dots, None, step=step, tiles=tiles)
+    return _sum_dots(dots, by_latent), square
 
 
 def encoder_backward_adam_(
@@ -245,7 +248,7 @@ def encoder_backward_adam_(
     matrix: AdamMatrix,
     step: AdamStep,
     tiles: Tiles | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`encoder_backward` and Adam in one pass over the encoder, whose gradient is never stored.
 
     Args:
@@ -257,13 +260,13 @@ def encoder_backward_adam_(
         tiles: Sizes of one program; None for `tiles.backward_tiles`.
 
     Returns:
-        Gradient of the encoder bias, before `step.grad_scale`.
+        Gradient of the encoder bias and the sum of squares of the rows' gradient, before `step.grad_scale`.
     """
     tiles = tiles or backward_tiles(x)
     entries = latent_entries(x, grad_values, by_latent, split=tiles.split)
     grad_b_enc = matrix.weight.new_empty(matrix.weight.shape[0])
-    _gradient_adam_(entries, matrix, None, grad_b_enc, step=step, tiles=tiles)
-    return grad_b_enc
+    square = _gradient_adam_(entries, matrix, None, grad_b_enc, step=step, tiles=tiles)
+    return grad_b_enc, square
 
 
 def _gradient(
@@ -306,11 +309,12 @@ def _gradient_adam_(
     *,
     step: AdamStep,
     tiles: Tiles,
-) -> None:
-    """Update the rows with the gradient of their entries; `dots` or `bias_grad` are written where given."""
+) -> Tensor:
+    """Update the rows; gives their gradient's sum of squares. `dots` or `bias_grad` are written where given."""
     n_latents, width = matrix.weight.shape
     boundaries, chunks = chunks_of(matrix, tiles=tiles)
     update = row_update(matrix, step, n_chunks=chunks[-1])
+    squares = entries.partials.new_empty((chunks[-1], n_latents))
     sizes = _constants(boundaries, chunks, tiles=tiles)
     _split(entries, matrix.weight, dots, sizes=sizes)
     launch(
@@ -319,6 +323,7 @@ def _gradient_adam_(
         entries,
         update,
         dots,
+        squares,
         bias_grad,
         entries.rows.shape[0],
         n_latents,
@@ -326,6 +331,7 @@ def _gradient_adam_(
         **sizes,
     )
     write_norms(matrix, update, first_chunks=chunks)
+    return squares.sum()
 
 
 def _constants(boundaries: tuple[int, ...], chunks: tuple[int, ...], *, tiles: Tiles) -> dict[str, Any]:
