@@ -163,6 +163,12 @@ def test_one_row(kind: str) -> None:
     check_batch(pre, 4, scale=None, sizes=SMALL)
 
 
+def test_one_latent() -> None:
+    pre = make_pre(1, kinds=["normal", "ties", "negative"])
+    check_rows(pre, 1, scale=None, sizes=None)
+    check_batch(pre, 1, scale=None, sizes=None)
+
+
 def test_a_batch_may_keep_all_its_entries_in_one_row() -> None:
     pre = torch.rand(4, 37, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0))
     pre[2] += 1

@@ -133,9 +133,9 @@ def _count(source, least, BLOCK: tl.constexpr):
     equal = tl.zeros((BLOCK,), tl.int32)
     smallest = tl.full((BLOCK,), _INFINITY, tl.int32)
     for start in range(0, source[4], BLOCK):
-        key, _, inside = read_block(source, start, BLOCK)
+        key, _ = read_block(source, start, BLOCK)
         above += (key > least).to(tl.int32)
-        equal += (inside & (key == least)).to(tl.int32)
+        equal += (key == least).to(tl.int32)
         smallest = tl.minimum(smallest, tl.where((key >= least) & (key > 0), key, _INFINITY))
     return tl.sum(above), tl.sum(equal), tl.min(smallest)
 
@@ -165,10 +165,9 @@ def count_kernel(
     if n_found <= CAPACITY:
         candidates = (pre, scale, keys + row * CAPACITY, columns + row * CAPACITY, n_found)
         above, equal, smallest = _count(candidates, least, BLOCK)
-        # No candidate has the key 0; all other latents of the row have.
-        equal = tl.where(least == 0, n_latents - above, equal)
     else:
         above, equal, smallest = _count((pre, scale, None, None, n_latents), least, BLOCK)
+    equal = tl.where(least == 0, n_latents - above, equal)  # all that is not positive, candidate or not
     n_rows = tl.num_programs(0)
     tl.store(counts + row, above)
     tl.store(counts + n_rows + row, equal)

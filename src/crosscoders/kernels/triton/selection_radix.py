@@ -30,7 +30,7 @@ def radix_prefix(histograms, n_kept, LEVELS: tl.constexpr):
         counts = tl.load(histograms + level * 256 + tl.arange(0, 256))
         reached = tl.cumsum(counts, 0, reverse=True)  # keys with this digit or a larger one
         digit = tl.sum((reached >= wanted).to(tl.int32)) - 1
-        prefix = tl.where((digit < 0) | (prefix < 0), -1, prefix * 256 + digit)
+        prefix = tl.where(digit < 0, -1, prefix * 256 + digit)
         wanted -= tl.max(tl.where(reached < wanted, reached, 0))
     return prefix, wanted
 
@@ -70,7 +70,7 @@ def add_source(histograms, source, prefix, LEVEL: tl.constexpr, BLOCK: tl.conste
     """Add all keys of a source to the histogram of one level."""
     counts = tl.zeros((256,), tl.int32)
     for start in range(0, source[4], BLOCK):
-        key, _, _ = read_block(source, start, BLOCK)
+        key, _ = read_block(source, start, BLOCK)
         counts += count_digits(key, prefix, LEVEL)
     add_counts(histograms, counts, LEVEL)
 

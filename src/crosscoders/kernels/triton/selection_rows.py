@@ -113,7 +113,7 @@ def collect(
 @triton.jit
 @no_type_check
 def read_block(source, start, BLOCK: tl.constexpr):
-    """Keys, columns and presence of one block of a source; the key of what is not there is 0."""
+    """Keys and columns of one block of a source; the key of what is not there is 0."""
     pre, scale, keys, columns, length = source
     place = start + tl.arange(0, BLOCK)
     inside = place < length
@@ -123,7 +123,7 @@ def read_block(source, start, BLOCK: tl.constexpr):
     else:
         column = place
         key = score_keys(pre, scale, place, inside)
-    return key, column, inside
+    return key, column
 
 
 @triton.jit
@@ -132,7 +132,7 @@ def count_reaching(source, bound, BLOCK: tl.constexpr):
     """How many keys of a source are at least `bound`, which is positive."""
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, source[4], BLOCK):
-        key, _, _ = read_block(source, start, BLOCK)
+        key, _ = read_block(source, start, BLOCK)
         total += (key >= bound).to(tl.int32)
     return tl.sum(total)
 
@@ -143,7 +143,7 @@ def largest_key(source, BLOCK: tl.constexpr):
     """The largest key of a source."""
     largest = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, source[4], BLOCK):
-        key, _, _ = read_block(source, start, BLOCK)
+        key, _ = read_block(source, start, BLOCK)
         largest = tl.maximum(largest, key)
     return tl.max(largest)
 
@@ -173,13 +173,13 @@ def bracket(source, k, bound, RESOLUTION: tl.constexpr, BLOCK: tl.constexpr):
 def emit(source, low, high, n_ties, values, indices, BLOCK: tl.constexpr):
     """Write the entries with keys from `high` on, and the first `n_ties` of those in `[low, high)`.
 
-    The value is the pre-activation, and 0 where the key is 0.
+    There are that many. The value is the pre-activation, and 0 where the key is 0.
     """
     n_tied = low * 0
     n_kept = low * 0
     for start in range(0, source[4], BLOCK):
-        key, column, inside = read_block(source, start, BLOCK)
-        tied = (inside & (key >= low) & (key < high)).to(tl.int32)
+        key, column = read_block(source, start, BLOCK)
+        tied = ((key >= low) & (key < high)).to(tl.int32)
         kept = (key >= high) | ((tied > 0) & (n_tied + tl.cumsum(tied, 0) <= n_ties))
         place = n_kept + tl.cumsum(kept.to(tl.int32), 0) - 1
         value = tl.load(source[0] + column, mask=kept & (key > 0), other=0.0).to(tl.float32)
