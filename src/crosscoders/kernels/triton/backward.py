@@ -229,8 +229,8 @@ def decoder_backward_adam_(
         tiles: Sizes of one program; None for `tiles.backward_tiles`.
 
     Returns:
-        `<grad[row], weight[latent]>` of each stored entry, with the float32 weights from before the update, and
-        the sum of squares of the rows' gradient, before `step.grad_scale`.
+        `<grad[row], weight[latent]>` of each stored entry, with the float32 weights from before the update,
+        and the sum of squares of the rows' gradient, before `step.grad_scale`.
     """
     tiles = tiles or backward_tiles(grad)
     entries = latent_entries(grad, latents.values, by_latent, split=tiles.split)
@@ -310,7 +310,7 @@ def _gradient_adam_(
     step: AdamStep,
     tiles: Tiles,
 ) -> Tensor:
-    """Update the rows; gives their gradient's sum of squares. `dots` or `bias_grad` are written where given."""
+    """Update the rows; gives the sum of squares. `dots` or `bias_grad` are written where given."""
     n_latents, width = matrix.weight.shape
     boundaries, chunks = chunks_of(matrix, tiles=tiles)
     update = row_update(matrix, step, n_chunks=chunks[-1])

@@ -96,7 +96,7 @@ class TritonStep(StepKernels):
         if plan.extra is not None:
             squares = squares + plan.extra.add_to(W_dec=W_dec, W_enc=W_enc, b_enc=b_enc)
         b_dec = grad.sum(dim=0)
-        norm = (squares + b_enc.square().sum() + b_dec.square().sum()).sqrt()
+        norm = (squares + b_enc.square().sum() + b_dec.square().sum()).sqrt().float()
         step = self.guarded(step, norm, plan=plan)
         adam_rows_(weights.W_dec, W_dec, step=step)
         adam_rows_(weights.W_enc, W_enc, step=step)
