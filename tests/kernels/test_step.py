@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from crosscoders.kernels import SparseLatents
+from crosscoders.kernels import SparseLatents, dense
 from crosscoders.kernels.cpu import backward as cpu_backward
 from crosscoders.kernels.cpu import step as cpu_step
 from crosscoders.kernels.cpu.backward import Backward
@@ -232,16 +232,22 @@ def test_the_norm_bound_is_reached_by_one_entry() -> None:
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "dense"])
 def test_sizes_of_groups_do_not_matter(
-    selection: Selection, precision: str, max_norm: float | None, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    selection: Selection,
+    precision: str,
+    max_norm: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results = []
     # All at once; a few rows or latents at a time; one at a time, where even one exceeds the limit.
     for group_bytes, n_scores in ((1 << 20, 1 << 20), (4 * 9 * 5, N_LATENTS * 3), (1, 1)):
         monkeypatch.setattr(cpu_backward, "_GROUP_BYTES", group_bytes)
         monkeypatch.setattr(cpu_step, "_SCORES_AT_ONCE", n_scores)
+        monkeypatch.setattr(dense, "_PRODUCTS_AT_ONCE", n_scores)
         weights = make_weights()
-        kernels = make_step("cpu", weights, precision=precision)
+        kernels = make_step(backend, weights, precision=precision)
         for i in range(3):
             encoded, residual, _, norm = train_step(
                 kernels, make_batch(9, seed=i), selection, n=1 + i, max_norm=max_norm

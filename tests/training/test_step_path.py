@@ -16,7 +16,7 @@ from crosscoders.errors import KernelUnavailableError
 from crosscoders.kernels import dispatch
 from crosscoders.losses import AuxK, LossBreakdown, LossContext, LossTerm, Reconstruction
 from crosscoders.training import Callback, StepReport, Trainer
-from tests.training.toy_run import same_bits, toy_batches, toy_trainer, weights
+from tests.training.toy_run import Stream, same_bits, toy_batches, toy_trainer, weights
 
 N_STEPS = 3
 Made = tuple[Trainer, list[str]]
@@ -199,8 +199,10 @@ def test_a_demand_that_cannot_be_met_raises_before_the_first_step(case: str, bac
     trainer, _ = make(backend=backend)
     before = weights(trainer.crosscoder)
     message = f"backend '{backend}' was asked for, but .*{reason}"
+    stream = Stream(N_STEPS)
     with pytest.raises(KernelUnavailableError, match=message):
-        trainer.fit(toy_batches(N_STEPS))
+        trainer.fit(stream)
+    assert stream.next_index == 0
     with pytest.raises(KernelUnavailableError, match=message):
         trainer.explain()
     assert trainer.step == 0
