@@ -156,6 +156,17 @@ def test_of_equal_scores_the_first_are_kept(value: float) -> None:
     assert latents.values.tolist() == [max(value, 0.0)] * 12
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_that_differ_in_the_last_bit_are_told_apart(dtype: torch.dtype, is_scaled: bool) -> None:
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    pre, scale = (1 + order * torch.finfo(dtype).eps).to(dtype).expand(2, 21), None
+    if is_scaled:
+        pre, scale = torch.ones_like(pre), 1 + order * torch.finfo(torch.float32).eps
+    check_rows(pre, 8, scale=scale, sizes=SMALL)
+    check_batch(pre, 8, scale=scale, sizes=SMALL)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_row(kind: str) -> None:
     pre = make_pre(31, kinds=[kind])
@@ -204,6 +215,13 @@ def test_a_good_hint_takes_the_place_of_the_bound() -> None:
         found.append(int(batch.found.sum()))
     assert found[1] == int((pre >= 0.875 * smallest).sum()) > found[0] >= 9
     assert found[2] == found[3] == found[0]
+
+
+def test_where_too_few_scores_are_positive_only_they_are_candidates() -> None:
+    pre = make_pre(31, kinds=["few positive", "negative"])
+    batch = selection_batch.new_batch(pre, 3, scale=None, sizes=SMALL)
+    selection_batch.collect_candidates(batch, None)
+    assert batch.found.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("is_scaled", [False, True])
