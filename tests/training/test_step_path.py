@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Callable[..., Made], str]] = {
         "InheritedOverride overrides after_optimizer_step",
     ),
     "instance": (with_instance_attribute, "Trainer overrides compute_losses"),
-    "term": (with_term, r"further terms: \['Squares'\]"),
+    "term": (with_term, r"objective \['Reconstruction', 'Squares'\]"),
     "activation": (with_activation, "HalfReLU does not select a fixed number of latents"),
     "relu": (lambda **c: with_builtin(ReLU(), **c), "ReLU does not select a fixed number"),
     "jumprelu": (lambda **c: with_builtin(JumpReLU(), **c), "JumpReLU does not select a fixed number"),

@@ -76,7 +76,7 @@ class _BatchTopK(ActivationModule):
 
     @property
     def selection(self) -> Selection:
-        return Selection(k=self.k, per_row=False)
+        return Selection(k=self.k, per_row=False, final_k=self.spec.k)
 
     def set_progress(self, fraction: float) -> None:
         spec = self.spec

@@ -56,7 +56,7 @@ class _TopK(ActivationModule):
 
     @property
     def selection(self) -> Selection:
-        return Selection(k=self.k, per_row=True)
+        return Selection(k=self.k, per_row=True, final_k=self.spec.k)
 
     def set_progress(self, fraction: float) -> None:
         spec = self.spec

@@ -109,11 +109,16 @@ def with_copies(weights: StepWeights, *, is_low: bool) -> StepWeights:
 
 def derive_(matrix: AdamMatrix) -> None:
     """Write the norms and the bfloat16 copy of a matrix, where it has them."""
+    derive_norms_(matrix)
+    if matrix.shadow is not None:
+        matrix.shadow.copy_(matrix.weight)
+
+
+def derive_norms_(matrix: AdamMatrix) -> None:
+    """Write the norms of a matrix, where it has them."""
     if matrix.norms is not None:
         for source, (start, stop) in enumerate(itertools.pairwise(matrix.boundaries)):
             matrix.norms[:, source] = torch.linalg.vector_norm(matrix.weight[:, start:stop], dim=1)
-    if matrix.shadow is not None:
-        matrix.shadow.copy_(matrix.weight)
 
 
 def _grad_values(grad: Tensor, latents: SparseLatents, *, W_dec: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def choose_backend(backend: str = "auto", *, shape: StepShape) -> str:
         raise ValueError(f"kernels: no backend is named {backend!r}; the backends are {list(BACKENDS)}.")
     if backend == "auto":
         chosen, reason = _best(shape)
-        _announce(f"kernels: {_sentence(chosen, reason)}")
+        announce(f"kernels: {_sentence(chosen, reason)}")
         return chosen
     reason = _refusal(backend, shape)
     if reason is not None:
@@ -145,7 +145,8 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _announce(text: str) -> None:
+def announce(text: str) -> None:
+    """Log a choice at INFO, once."""
     if text not in _announced:
         _announced.add(text)
         _logger.info(text)

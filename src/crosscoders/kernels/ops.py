@@ -40,14 +40,15 @@ def select(pre_acts: Tensor, scale: Tensor, *, selection: Selection) -> Encoded:
         if not selection.per_row:
             return Encoded(*_triton("selection").batch_topk(pre_acts, selection.k, scale=scale))
         latents = _triton("selection").row_topk(pre_acts, selection.k, scale=scale)
-        return Encoded(latents, _smallest(latents, scale))
+        return Encoded(latents, smallest_score(latents, scale))
     choose = row_topk_indices if selection.per_row else batch_topk_indices
     latents = SparseLatents.gather(pre_acts, choose(pre_acts.float() * scale, selection.k))
     latents = dataclasses.replace(latents, values=latents.values.float())
-    return Encoded(latents, _smallest(latents, scale))
+    return Encoded(latents, smallest_score(latents, scale))
 
 
-def _smallest(latents: SparseLatents, scale: Tensor) -> Tensor:
+def smallest_score(latents: SparseLatents, scale: Tensor) -> Tensor:
+    """Smallest positive score among stored latents, infinite if there is none."""
     scores = latents.values * scale[latents.indices]
     scores = torch.cat([scores.where(scores > 0, torch.inf), scores.new_full((1,), torch.inf)])
     return scores.min()

@@ -1,6 +1,6 @@
 """What every kernel computes, written for reading; faster backends must agree with it.
 
-A selection never takes a score that is zero or negative, and breaks ties in favor of the lowest flat index.
+A selection never takes a score that is NaN, zero or negative; ties go to the lowest flat index.
 """
 
 import itertools
@@ -26,7 +26,8 @@ def row_topk_mask(scores: Float[Tensor, "batch latent"], k: int) -> Bool[Tensor,
     Returns:
         True where an entry is kept.
     """
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    ranked = scores.masked_fill(scores.isnan(), -torch.inf)
+    order = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, True) & (scores > 0)
 
 

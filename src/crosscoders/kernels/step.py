@@ -27,10 +27,12 @@ class Selection:
     Args:
         k: Entries per token, or their mean.
         per_row: True: `k` of each token; False: `k * batch` of the whole batch.
+        final_k: The `k` that a schedule ends with, by which kernels are chosen; None for `k`.
     """
 
     k: int
     per_row: bool
+    final_k: int | None = None
 
 
 @final

@@ -19,7 +19,6 @@ from crosscoders.kernels.ops import encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Encoded, ExtraRows, StepKernels, StepWeights, UpdatePlan
 from crosscoders.losses import AuxK, LossBreakdown, LossContext, LossTerm, Reconstruction, WeightedTerm
-from crosscoders.training.config import TrainerConfig
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -86,6 +85,7 @@ class FusedStep:
         self._n_updates = int(self._state("W_enc")["step"])
         self._pending_count: _CountOnTheWay | None = None
 
+    @torch.no_grad()
     def forward(self, batch: Tensor, context: LossContext) -> Forward:
         """Encode, reconstruct and evaluate the objective.
 
@@ -111,29 +111,28 @@ class FusedStep:
             inputs=inputs, residual=residual, encoded=encoded, losses=LossBreakdown(terms), extra=extra
         )
 
-    def update(
-        self, forward: Forward, *, config: TrainerConfig, lr: float, check: Callable[[Tensor], None]
-    ) -> Tensor:
+    @torch.no_grad()
+    def update(self, forward: Forward, *, max_norm: float | None, check: Callable[[Tensor], None]) -> Tensor:
         """Gradients, clipping, Adam; gives the gradient norm before clipping.
 
         Args:
             forward: What `forward` gave.
-            config: Adam's numbers and the norm to clip to.
-            lr: Learning rate of this step.
+            max_norm: Norm to clip to, or None.
             check: Told the norm, or a bound of it, before a weight changes, where asking need not wait.
         """
         weight = forward.losses.terms[Reconstruction.name].weight
-        self._n_updates += 1
-        group = self._optimizer.param_groups[0]
+        group, n = self._optimizer.param_groups[0], self._n_updates + 1
+        self._optimizer.zero_grad(set_to_none=True)  # as after any step, no old gradient is left to be read
         norm = self._kernels.update(
             forward.residual * (2 * weight / forward.inputs.shape[0]),
             forward.encoded,
             forward.inputs,
             step=AdamStep(
-                lr=lr, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], n=self._n_updates
+                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], n=n
             ),
-            plan=UpdatePlan(max_norm=config.max_grad_norm, extra=forward.extra, check=check),
+            plan=UpdatePlan(max_norm=max_norm, extra=forward.extra, check=check),
         )
+        self._n_updates = n
         for name in PARAMETERS:
             self._state(name)["step"] += 1
             torch.autograd.graph.increment_version(getattr(self._crosscoder, name))
@@ -154,16 +153,18 @@ class FusedStep:
         """The backend at work."""
         return self._kernels
 
-    def is_bound_to(self, crosscoder: Crosscoder, optimizer: torch.optim.Optimizer) -> bool:
+    def is_bound(self) -> bool:
         """Whether weights and moments are still the tensors that this step updates."""
-        if optimizer is not self._optimizer or crosscoder is not self._crosscoder:
-            return False
-        pairs = ((getattr(self._kernels.weights, name), name) for name in PARAMETERS)
-        return all(
-            matrix.weight.data_ptr() == getattr(crosscoder, name).data_ptr()
-            and matrix.exp_avg.data_ptr() == self._state(name)["exp_avg"].data_ptr()
-            for matrix, name in pairs
-        )
+        for name in PARAMETERS:
+            matrix, state = getattr(self._kernels.weights, name), self._state(name)
+            pairs = (
+                (matrix.weight, getattr(self._crosscoder, name)),
+                (matrix.exp_avg, state.get("exp_avg")),
+                (matrix.exp_avg_sq, state.get("exp_avg_sq")),
+            )
+            if any(now is None or ours.data_ptr() != now.data_ptr() for ours, now in pairs):
+                return False
+        return True
 
     def _auxk(
         self, term: AuxK, inputs: Tensor, *, residual: Tensor, context: LossContext

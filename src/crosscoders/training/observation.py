@@ -41,9 +41,9 @@ def fired_mask(latents: Tensor | SparseLatents) -> Tensor:
 
 
 @torch.no_grad()
-def count_silence_(tokens_since_fired: Tensor, latents: Tensor | SparseLatents, *, n_tokens: int) -> None:
-    """Add a batch's tokens to every latent's silence, and end it for those that fire."""
-    tokens_since_fired.add_(n_tokens).masked_fill_(fired_mask(latents), 0)
+def silence_after(tokens_since_fired: Tensor, latents: Tensor | SparseLatents, *, n_tokens: int) -> Tensor:
+    """Every latent's silence after a batch: longer by its tokens, or ended for those that fire."""
+    return (tokens_since_fired + n_tokens).masked_fill(fired_mask(latents), 0)
 
 
 def step_metrics(forward: Observable, *, sources: Sequence[Source], dead_mask: Tensor) -> dict[str, float]:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
 import torch
+import torch.nn.modules.module as torch_module
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor, nn
 
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.errors import KernelUnavailableError
-from crosscoders.kernels.dispatch import StepShape, choose_backend, explain
+from crosscoders.kernels.dispatch import StepShape, announce, choose_backend, explain
 from crosscoders.losses import AuxK, LossTerm, Reconstruction
 from crosscoders.training.fused_step import PARAMETERS, FusedStep
 
@@ -24,6 +26,7 @@ class StepPath:
 
     def __init__(self) -> None:
         self._fused: FusedStep | None = None
+        self._bound_to: tuple[object, ...] = ()
 
     def forget(self) -> None:
         """Make the fused step anew, after weights or moments were replaced."""
@@ -40,16 +43,22 @@ class StepPath:
         Raises:
             KernelUnavailableError: The config demands kernels that cannot run this step.
         """
-        if _autograd_reason(trainer) is not None:
+        reason = _autograd_reason(trainer)
+        if reason is not None:
+            self.raise_if_failed(trainer.step)
+            self.forget()
+            announce(f"training step: autograd, because {reason}.")
             return None
-        crosscoder, optimizer = trainer.crosscoder, trainer.optimizer
-        if self._fused is None or not self._fused.is_bound_to(crosscoder, optimizer):
+        bound_to = (trainer.crosscoder, trainer.optimizer, trainer.objective, trainer.config)
+        if self._fused is None or self._bound_to != bound_to or not self._fused.is_bound():
             precision = trainer.config.precision
+            shape = _shape(trainer.crosscoder, precision)
+            self._bound_to = bound_to
             self._fused = FusedStep(
-                crosscoder,
+                trainer.crosscoder,
                 trainer.objective,
-                optimizer=optimizer,
-                backend=choose_backend(trainer.config.backend, shape=_shape(crosscoder, precision)),
+                optimizer=trainer.optimizer,
+                backend=choose_backend(trainer.config.backend, shape=shape),
                 precision=precision,
             )
         return self._fused
@@ -91,7 +100,8 @@ def _autograd_reason(trainer: "Trainer") -> str | None:
 
 
 def _overridden(trainer: "Trainer") -> str | None:
-    base = next(cls for cls in type(trainer).__mro__ if "fit" in vars(cls))  # Trainer: its fit is final
+    # Trainer itself, which cannot be imported here: the last class that defines both.
+    base = [cls for cls in type(trainer).__mro__ if {"fit", "training_step"} <= vars(cls).keys()][-1]
     changed = [n for n in _METHODS if getattr(type(trainer), n) is not getattr(base, n) or n in vars(trainer)]
     return f"{type(trainer).__name__} overrides {', '.join(changed)}" if changed else None
 
@@ -104,14 +114,19 @@ def _unknown(
         return f"{type(crosscoder.config.activation_fn).__name__} does not select a fixed number of latents"
     names = sorted(type(term).__name__ for term in objective if type(term) not in (Reconstruction, AuxK))
     if names or Reconstruction.name not in {term.name for term in objective}:
-        return f"the objective is not Reconstruction with or without AuxK (further terms: {names})"
+        used = [type(term).__name__ for term in objective]
+        return f"the objective {used} is not Reconstruction, with or without AuxK"
     parameters = [getattr(crosscoder, name) for name in PARAMETERS]
     if any(not p.requires_grad or p.dtype is not torch.float32 for p in parameters):
         return "a parameter is frozen or not float32"
     if {id(p) for p in crosscoder.parameters()} != {id(p) for p in parameters}:
-        return "the activation function has parameters of its own"
+        return "the crosscoder has further parameters"
+    group, *others = optimizer.param_groups
+    known = type(optimizer) is torch.optim.Adam and not others
+    if not known or any(group[name] for name in ("weight_decay", "amsgrad", "maximize")):
+        return "the optimizer is not plain Adam with one group"
     if _has_hooks(crosscoder) or any(map(_has_tensor_hooks, parameters)) or _has_optimizer_hooks(optimizer):
-        return "hooks are registered on the crosscoder, a parameter or the optimizer"
+        return "hooks are registered on the crosscoder, a parameter or the optimizer, or on all of their kind"
     return None
 
 
@@ -121,14 +136,16 @@ def _shape(crosscoder: Crosscoder, precision: str) -> StepShape:
     return StepShape(
         device=str(crosscoder.W_enc.device),
         n_latents=crosscoder.n_latents,
-        k=crosscoder.n_latents if selection is None else selection.k,
+        k=crosscoder.n_latents if selection is None else selection.final_k or selection.k,
         precision=precision,
     )
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for part in module.modules() for name in names)
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    if any(getattr(torch_module, f"_global_{name}", None) for name in names):
+        return True
+    return any(getattr(part, f"_{name}") for part in module.modules() for name in names)
 
 
 def _has_tensor_hooks(parameter: Tensor) -> bool:
@@ -136,4 +153,6 @@ def _has_tensor_hooks(parameter: Tensor) -> bool:
 
 
 def _has_optimizer_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks) or bool(optimizer._optimizer_step_post_hooks)
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    of_all = [getattr(torch_optimizer, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
+    return any(hooks) or any(of_all) or "step" in vars(optimizer)

@@ -19,7 +19,7 @@ from crosscoders.training.callbacks import Callback
 from crosscoders.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
 from crosscoders.training.config import TrainerConfig
 from crosscoders.training.fused_step import Forward
-from crosscoders.training.observation import count_silence_, read_only, step_metrics
+from crosscoders.training.observation import read_only, silence_after, step_metrics
 from crosscoders.training.report import StepReport
 from crosscoders.training.step_path import StepPath
 from crosscoders.training.update import (
@@ -94,9 +94,7 @@ class Trainer:
         self.total_tokens: int | None = None
         self.stop_reason: str | None = None
         self.last_evaluation: dict[str, float] | None = None
-        self.tokens_since_fired = torch.zeros(
-            crosscoder.n_latents, dtype=torch.int64, device=crosscoder.W_enc.device
-        )
+        self.tokens_since_fired = crosscoder.W_enc.new_zeros(crosscoder.n_latents, dtype=torch.int64)
         self._optimizer: torch.optim.Optimizer | None = None
         self._path = StepPath()
         self._position: dict[str, Any] | None = None
@@ -143,31 +141,33 @@ class Trainer:
         Returns:
             What happened.
         """
-        optimizer, progress = self.optimizer, self._progress(batch.shape[0])
-        learning_rate = set_learning_rate(optimizer, progress, config=self.config)
+        progress = self._progress(batch.shape[0])
+        learning_rate = set_learning_rate(self.optimizer, progress, config=self.config)
         self.crosscoder.activation.set_progress(progress)
         context = LossContext(progress=progress, step=self.step, dead_mask=self.dead_mask())
         fused = self._path.fused_step(self)
         if fused is not None:
             forward = fused.forward(batch, context)
-            count_silence_(self.tokens_since_fired, forward.latents, n_tokens=batch.shape[0])
-            fused.expect_dead(self.dead_mask())
+            silence = silence_after(self.tokens_since_fired, forward.latents, n_tokens=batch.shape[0])
+            fused.expect_dead(silence >= self.dead_after_tokens)
             check = functools.partial(check_norm, step=self.step, losses=forward.losses)
-            grad_norm = fused.update(forward, config=self.config, lr=learning_rate, check=check)
+            grad_norm = fused.update(forward, max_norm=self.config.max_grad_norm, check=check)
+            self.tokens_since_fired.copy_(silence)
             return self._report(forward, losses=forward.losses, grad_norm=grad_norm, lr=learning_rate)
-        low = self.config.precision == "bfloat16"
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=low):
+        is_low = self.config.precision == "bfloat16"
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=is_low):
             output = self.crosscoder(batch)
             losses = self.compute_losses(output, context)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         losses = losses.detach()
         check = functools.partial(check_norm, step=self.step, losses=losses)
         grad_norm = clip_gradients(self.crosscoder, self.config.max_grad_norm, check=check)
-        optimizer.step()
+        self.optimizer.step()
         with torch.no_grad():
             self.after_optimizer_step()
-        count_silence_(self.tokens_since_fired, output.latents, n_tokens=batch.shape[0])
+        silence = silence_after(self.tokens_since_fired, output.latents, n_tokens=batch.shape[0])
+        self.tokens_since_fired.copy_(silence)
         return self._report(output, losses=losses, grad_norm=grad_norm, lr=learning_rate)
 
     @typed
@@ -192,6 +192,7 @@ class Trainer:
             ValueError: The length of the run is not known, a batch cannot be trained on, there is none, or
                 the batches cannot be resumed.
             RuntimeError: The gradient is not finite, or a callback changed a parameter.
+            KernelUnavailableError: The config demands kernels that cannot run the step.
         """
         try:
             stream = self._open(batches)
@@ -338,7 +339,7 @@ class Trainer:
     def _finish(self) -> None:
         if self.step == 0:
             raise ValueError(
-                "Trainer.fit: the batches gave nothing; expected at least one [batch, width] tensor."
+                "Trainer.fit: the batches gave nothing; expected one [batch, width] tensor or more."
             )
         self._path.raise_if_failed(self.step)
         self.crosscoder.activation.set_progress(1.0)
@@ -392,8 +393,8 @@ class Trainer:
         if not _is_due(self.step, self.config.log_every_steps):
             return report
         self._path.raise_if_failed(self.step)
-        extra = step_metrics(forward, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
-        return dataclasses.replace(report, metrics={**report.scalars(), **extra})
+        numbers = step_metrics(forward, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
+        return dataclasses.replace(report, metrics=report.scalars() | numbers)
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -83,11 +83,12 @@ class Backward:
     def norm_bound(self) -> Tensor:
         """Upper bound of the gradient norm, without forming the rows (Cauchy-Schwarz, summed over latents).
 
-        |sum_b v_b g_b|^2 <= sum_b v_b^2 * sum_b |g_b|^2: finite bound, finite gradient.
+        |sum_b v_b g_b|^2 <= sum_b v_b^2 * sum_b |g_b|^2. The square is rounded to float32, as in Adam: if the
+        bound is finite, so are the gradient and its squares.
         """
         decoder = square_sum(self.values) * square_sum(self.grad)
         encoder = square_sum(self.grad_values) * square_sum(self.x)
-        return (decoder + encoder + self.bias_squares()).sqrt()
+        return (decoder + encoder + self.bias_squares()).float().sqrt()
 
     def bias_squares(self) -> Tensor:
         """Sum of the squares of both bias gradients."""

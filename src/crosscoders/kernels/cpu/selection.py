@@ -60,7 +60,6 @@ class RowTopK:
         scores = scores.contiguous()
         flat = self._select(scores)
         kept = _take(scores, flat)
-        flat, kept = flat[kept > 0], kept[kept > 0]  # drops NaN
         self._kept.append(flat + self._n_rows * self._n_latents)
         self._scores.append(kept)
         self._n_rows += scores.shape[0]
@@ -70,17 +69,17 @@ class RowTopK:
         return _joined(self._kept), _joined(self._scores)
 
     def _select(self, scores: Tensor) -> np.ndarray:
+        if self._k == 0 or scores.numel() == 0:
+            return np.empty(0, dtype=np.int64)
         block = _block_size(scores, n_kept=self._k, n_of=self._n_latents)
         if block == 1:
-            return _topk_by_partition(_as_numpy(scores), self._k)
-        bits = scores.view(_INTEGER[scores.dtype])
-        n_key_bits = _VALUE_BITS[bits.dtype] + self._n_latents.bit_length()
+            return _topk_by_partition(_without_nan(_as_numpy(scores)), self._k)
+        n_key_bits = _VALUE_BITS[_INTEGER[scores.dtype]] + self._n_latents.bit_length()
         n_rows = 1 << max(0, min(16, 63 - n_key_bits))
-        parts = [self._select_by_blocks(part, block) for part in bits.split(n_rows)]
+        parts = [self._select_by_blocks(*_bits_and_maxima(p, block)) for p in scores.split(n_rows)]
         return np.concatenate([part + i * n_rows * self._n_latents for i, part in enumerate(parts)])
 
-    def _select_by_blocks(self, bits: Tensor, block: int) -> np.ndarray:
-        maxima = _block_maxima(bits, block)
+    def _select_by_blocks(self, bits: Tensor, maxima: np.ndarray) -> np.ndarray:
         floor = np.partition(maxima, -self._k, axis=1)[:, -self._k]
         floor = np.maximum(floor, 1)  # the smallest positive float
         row, latent, value = _entries_from(bits, maxima, floor=floor)
@@ -141,11 +140,12 @@ class BatchTopK:
         return torch.from_numpy(flat[kept]), torch.from_numpy(scores[kept])
 
     def _candidates(self, scores: Tensor) -> np.ndarray:
+        if self._n_kept == 0 or scores.numel() == 0:
+            return np.empty(0, dtype=np.int64)
         if scores.dtype not in _INTEGER:
-            return np.flatnonzero(_as_numpy(scores) > 0)
+            return np.flatnonzero(_as_numpy(scores) > 0)  # which NaN is not
         block = _block_size(scores, n_kept=self._n_kept, n_of=scores.numel())
-        bits = scores.view(_INTEGER[scores.dtype])
-        maxima = _block_maxima(bits, block)
+        bits, maxima = _bits_and_maxima(scores, block)
         if self._guess > 0:
             self._guess_bits = int(torch.tensor(self._guess, dtype=scores.dtype).view(bits.dtype))
         self._raise_floor(maxima)
@@ -172,6 +172,17 @@ def _block_size(scores: Tensor, *, n_kept: int, n_of: int) -> int:
     while block > 1 and (n_latents % block or n_of < _MIN_BLOCKS_PER_KEPT * block * n_kept):
         block //= 2
     return block
+
+
+def _bits_and_maxima(scores: Tensor, block: int) -> tuple[Tensor, np.ndarray]:
+    """The scores as integers, with NaN as 0, and the maximum of each block."""
+    bits = scores.view(_INTEGER[scores.dtype])
+    maxima = _block_maxima(bits, block)
+    infinity = int(torch.tensor(torch.inf, dtype=scores.dtype).view(bits.dtype))
+    if maxima.max() > infinity:
+        bits = bits.masked_fill(bits > infinity, 0)
+        maxima = _block_maxima(bits, block)
+    return bits, maxima
 
 
 def _block_maxima(bits: Tensor, block: int) -> np.ndarray:
@@ -220,6 +231,12 @@ def _drop_surplus_ties(array: np.ndarray, smallest_kept: np.ndarray, k: int) -> 
     above, tied = array > smallest_kept, array == smallest_kept
     room = k - np.count_nonzero(above, axis=1, keepdims=True)
     return above | (tied & (np.cumsum(tied, axis=1) <= room))
+
+
+def _without_nan(scores: np.ndarray) -> np.ndarray:
+    """The scores, with NaN below everything, so that it takes nobody's place."""
+    is_nan = np.isnan(scores)
+    return np.where(is_nan, -np.inf, scores) if is_nan.any() else scores
 
 
 def _take(scores: Tensor, flat: np.ndarray) -> np.ndarray:

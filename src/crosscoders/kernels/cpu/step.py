@@ -75,7 +75,8 @@ class CpuStep(StepKernels):
             n_latents=n_latents,
         )
         smallest = scores.min() if scores.numel() else torch.tensor(torch.inf)
-        self._smallest = float(smallest) if scores.numel() else 0.0
+        is_full = not selection.per_row and scores.numel() == selection.k * n_rows
+        self._smallest = float(smallest) if is_full else 0.0
         return Encoded(latents, smallest)
 
     def _select(self, x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,8 @@ class CpuStep(StepKernels):
                 gradient[latents] = grad
         if plan.extra is not None:
             squares += plan.extra.add_to(**whole, b_enc=backward.b_enc)
-        norm = (squares + backward.bias_squares()).sqrt().float()
+        # What extra rows cancel can leave less than nothing by rounding.
+        norm = (squares + backward.bias_squares()).clamp(min=0).sqrt().float()
         step = self.guarded(step, norm, plan=plan)
         for name, gradient in whole.items():
             for latents in latent_groups(gradient.shape[0], width=gradient.shape[1]):

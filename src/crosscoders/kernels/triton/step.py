@@ -1,12 +1,14 @@
 """The training step on CUDA: one dense product, everything after it sparse, nothing waits for the host."""
 
+import dataclasses
 from typing import final
 
 import torch
 from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
-from crosscoders.kernels.dense import derive_, with_copies
+from crosscoders.kernels.dense import derive_, derive_norms_, with_copies
+from crosscoders.kernels.ops import smallest_score
 from crosscoders.kernels.sparse_latents import SparseLatents, latent_major
 from crosscoders.kernels.step import (
     Encoded,
@@ -34,6 +36,9 @@ class TritonStep(StepKernels):
     def __init__(self, weights: StepWeights, *, is_low_precision: bool) -> None:
         super().__init__(with_copies(weights, is_low=is_low_precision), is_low_precision=is_low_precision)
         self._floor: Tensor | None = None
+        # The kernels could write the norms in passing, but sum in another order than `refresh`: a resumed run
+        # would select by norms that differ in the last bit. One more read of the decoder avoids that.
+        self._decoder = dataclasses.replace(self.weights.W_dec, norms=None)
         self.refresh()
 
     def refresh(self) -> None:
@@ -49,7 +54,7 @@ class TritonStep(StepKernels):
         pre_acts, scale = torch.addmm(bias, self._lowered(x), weight.T), self.selection_scale()
         if selection.per_row:
             latents = row_topk(pre_acts, selection.k, scale=scale)
-            return Encoded(latents, torch.full((), torch.inf, device=x.device))
+            return Encoded(latents, smallest_score(latents, scale))
         latents, smallest = batch_topk(pre_acts, selection.k, scale=scale, floor=self._floor)
         self._floor = smallest
         return Encoded(latents, smallest)
@@ -57,9 +62,7 @@ class TritonStep(StepKernels):
     def residual(self, latents: SparseLatents, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, bias, residual and its squares in one pass."""
         bias = self.weights.b_dec.weight.view(-1)
-        return decode_residual(
-            latents, _rows(self.weights.W_dec), b_dec=bias, x=x, out_dtype=torch.float32
-        )
+        return decode_residual(latents, _rows(self.weights.W_dec), b_dec=bias, x=x, out_dtype=torch.float32)
 
     def update(
         self, grad: Tensor, encoded: Encoded, x: Tensor, *, step: AdamStep, plan: UpdatePlan
@@ -74,8 +77,9 @@ class TritonStep(StepKernels):
         weights, by_latent = self.weights, latent_major(latents)
         step = self.guarded(step, self._norm_bound(grad, latents, x), plan=plan)
         grad_values, W_dec_squares = decoder_backward_adam_(
-            self._lowered(grad), latents, by_latent, matrix=weights.W_dec, step=step
+            self._lowered(grad), latents, by_latent, matrix=self._decoder, step=step
         )
+        derive_norms_(weights.W_dec)
         b_enc, W_enc_squares = encoder_backward_adam_(
             _of_positive(grad_values, latents), self._lowered(x), by_latent, matrix=weights.W_enc, step=step
         )
@@ -96,9 +100,12 @@ class TritonStep(StepKernels):
         if plan.extra is not None:
             squares = squares + plan.extra.add_to(W_dec=W_dec, W_enc=W_enc, b_enc=b_enc)
         b_dec = grad.sum(dim=0)
-        norm = (squares + b_enc.square().sum() + b_dec.square().sum()).sqrt().float()
+        # What extra rows cancel can leave less than nothing by rounding.
+        squares = squares + b_enc.square().sum() + b_dec.square().sum()
+        norm = squares.clamp(min=0).sqrt().float()
         step = self.guarded(step, norm, plan=plan)
-        adam_rows_(weights.W_dec, W_dec, step=step)
+        adam_rows_(self._decoder, W_dec, step=step)
+        derive_norms_(weights.W_dec)
         adam_rows_(weights.W_enc, W_enc, step=step)
         self._update_biases(b_enc, b_dec, step=step)
         return norm
