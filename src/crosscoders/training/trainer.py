@@ -380,8 +380,7 @@ class Trainer:
         self, forward: CrosscoderOutput | Forward, *, losses: LossBreakdown, grad_norm: Tensor, lr: float
     ) -> StepReport:
         n_tokens = forward.inputs.shape[0]
-        self.step += 1
-        self.tokens_seen += n_tokens
+        self.step, self.tokens_seen = self.step + 1, self.tokens_seen + n_tokens
         report = StepReport(
             step=self.step,
             tokens_seen=self.tokens_seen,
