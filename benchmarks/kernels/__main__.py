@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.kernels import cuda, tables
 from benchmarks.kernels.measure import Part, run_parts, say
-from benchmarks.kernels.results import RESULTS, append_rows, place_of_run, read_rows
+from benchmarks.kernels.results import RESULTS, append_rows, make_row, place_of_run, read_rows
 from benchmarks.kernels.sets import cpu_parts, cuda_parts, tiny_parts
 
 
@@ -15,6 +15,14 @@ def run(parts: list[Part], *, device: str, n_threads: int, path: Path) -> None:
     """Run a set; each part's rows are on disk before the next begins."""
     place = place_of_run(device, n_threads=n_threads)
     for rows in run_parts(parts, place=place, n_threads=n_threads):
+        if device == "cuda":
+            fields = {
+                "implementation": "machine",
+                "level": "machine",
+                "metric": "state",
+                "note": cuda.state(),
+            }
+            rows.append(make_row(place, fields))
         append_rows(path, rows)
     say(f"rows of {place.timestamp} are in {path}")
 

@@ -22,6 +22,16 @@ def check() -> None:
         _must_pass(f"compute-sanitizer {tool}", command)
 
 
+def state() -> str:
+    """Driver, clocks and power of the GPU as nvidia-smi tells them; empty where it cannot be asked."""
+    fields = "driver_version,clocks.sm,clocks.mem,power.draw,power.limit,mig.mode.current"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{fields}: {done.stdout.strip()}" if done.returncode == 0 else ""
+
+
 def _must_pass(what: str, command: list[str]) -> None:
     say(f"== {what}")
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:

@@ -18,6 +18,7 @@ from benchmarks.kernels.registry import MACHINE, Entry
 from benchmarks.kernels.results import Place, Row, make_row
 
 MEMORY_STEPS = 3
+_MIN_BLOCKS = 4  # of the slowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,9 @@ class Trial:
         first = worker.ask("samples", n=3 if is_cuda else 1)["samples"]
         sample_s = sum(values[-1] for values in first.values()) / 1e3
         block_steps = 1 if is_cuda else _clamp(part.block_s / sample_s, 1, 20)
-        n_blocks = _clamp(part.budget_s / (block_steps * sample_s), min(5, part.rounds), part.rounds)
+        n_blocks = _clamp(
+            part.budget_s / (block_steps * sample_s), min(_MIN_BLOCKS, part.rounds), part.rounds
+        )
         say(f"   {fields['implementation']} {fields['precision']}: {sample_s * 1e3:.2f} ms")
         self.contenders.append(Contender(worker, fields, block_steps, n_blocks))
 

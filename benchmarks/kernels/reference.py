@@ -12,7 +12,7 @@ from benchmarks.kernels.problem import AUXK_WEIGHT, BETAS, EPS, LR, Problem, Var
 
 # Relative error of the loss, and of L0, at every step of the gate. bfloat16 rounds pre-activations to 8 bits,
 # which moves what is selected; whoever computes something else is off by far more.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 GATE_STEPS = 4  # losses before the first update, and after 1, 2 and 3
 
 

@@ -15,7 +15,7 @@ class Entry:
         option: Passed to `build`.
         precisions: Columns it runs in; none where it has no precision of its own.
         has_memory_row: Whether its memory says something; compiling takes more than the step.
-        level: What its times are in the CSV files: "step", "op" or "roofline".
+        level: What its times are in the CSV files: "step", "op", "end_to_end" or "roofline".
     """
 
     name: str
@@ -103,6 +103,17 @@ OPS = tuple(
         level="op",
     )
     for option in ("cpu", "dense")
+)
+END_TO_END = tuple(
+    Entry(
+        name=f"crosscoders, {option}",
+        module="end_to_end",
+        distribution="torch",
+        option=option,
+        has_memory_row=False,
+        level="end_to_end",
+    )
+    for option in ("auto", "reference")
 )
 OPS_TRITON = Entry(
     name="crosscoders, triton",

@@ -6,6 +6,7 @@ from benchmarks.kernels.measure import Part
 from benchmarks.kernels.problem import BATCH_TOPK, TOPK, Case, Problem, Shape
 from benchmarks.kernels.registry import (
     COMPILED,
+    END_TO_END,
     MACHINE,
     OPS,
     OPS_PLAIN,
@@ -16,15 +17,18 @@ from benchmarks.kernels.registry import (
     OURS_TRITON,
     PEERS,
     PLAIN,
+    Entry,
 )
 
 CPU_SHAPE = Shape(d_model=256, n_latents=16384, batch=2048, k=32)
 DEMO_SHAPE = Shape(d_model=128, n_latents=1024, batch=2048, k=32)
-SWEEP_SHAPE = Shape(d_model=256, n_latents=4096, batch=1024, k=16)
-SWEEP_K = (16, 32, 64, 128, 256, 512, 1024)
+SWEEP_SHAPE = Shape(d_model=256, n_latents=4096, batch=512, k=16)
+SWEEP_K = (16, 64, 128, 256, 512, 1024)
 TINY_SHAPE = Shape(d_model=32, n_latents=512, batch=256, k=8)
 
-_BATCH_PEERS = tuple(peer for peer in PEERS if peer.environment != "eai-sparsify" and peer.option != "sparse")
+# Those with BatchTopK and without a pre-bias; and one entry per peer, for the quick table.
+_BATCH_PEERS = tuple(peer for peer in PEERS if peer.name in ("sae-lens", "llamascopium"))
+_QUICK_PEERS = tuple(peer for peer in PEERS if "," not in peer.name)
 
 
 def cpu_parts() -> list[Part]:
@@ -38,7 +42,13 @@ def cpu_parts() -> list[Part]:
             entries=(OURS, OURS_DENSE, PLAIN, *_BATCH_PEERS),
             rounds=6,
         ),
-        Part(name="demo", problem=Problem(shape=DEMO_SHAPE), entries=everyone, block_s=0.2, budget_s=4.0),
+        Part(
+            name="demo",
+            problem=Problem(shape=DEMO_SHAPE),
+            entries=(OURS, OURS_DENSE, PLAIN, *_QUICK_PEERS),
+            block_s=0.2,
+            budget_s=2.5,
+        ),
         *_sweep(),
         Part(
             name="ops",
@@ -48,6 +58,15 @@ def cpu_parts() -> list[Part]:
             rounds=5,
             budget_s=6.0,
         ),
+        Part(
+            name="end_to_end",
+            problem=Problem(shape=DEMO_SHAPE),
+            entries=(),
+            precisions=("float32",),
+            ungated=END_TO_END,
+            rounds=2,
+            budget_s=1.0,
+        ),
     ]
 
 
@@ -56,8 +75,7 @@ def _sweep() -> list[Part]:
         Part(
             name="sweep",
             problem=Problem(shape=replace(SWEEP_SHAPE, k=k)),
-            entries=(OURS, OURS_SPARSE, OURS_DENSE, PLAIN),
-            precisions=("float32",),
+            entries=(OURS_SPARSE, OURS_DENSE),
             ungated=(),
             rounds=6,
             block_s=0.2,
@@ -82,7 +100,7 @@ def cuda_parts() -> list[Part]:
     parts.append(_cuda_part("clip", d_model=1536, case=Case(max_grad_norm=1.0)))
     parts.append(_cuda_part("batch_topk", d_model=1536, case=BATCH_TOPK))
     parts += [_cuda_part(f"d{d_model}", d_model=d_model) for d_model in (3584, 5120)]
-    parts.append(_cuda_part("f131072", d_model=1536, n_latents=131072))
+    parts.append(_cuda_part("f131072", d_model=1536, n_latents=131072, entries=(OURS_TRITON, OURS_DENSE)))
     return [
         *parts,
         replace(parts[0], name="ops", entries=(), ungated=(MACHINE, OPS_TRITON), has_memory=False),
@@ -95,7 +113,7 @@ def _cuda_part(
     d_model: int,
     n_latents: int = 32768,
     case: Case = TOPK,
-    entries: tuple = (OURS_TRITON, OURS_DENSE, PLAIN),
+    entries: tuple[Entry, ...] = (OURS_TRITON, OURS_DENSE, PLAIN),
 ) -> Part:
     shape = Shape(d_model=d_model, n_latents=n_latents, batch=4096, k=100)
     return Part(

@@ -50,7 +50,15 @@ def render(rows: Sequence[Row]) -> str:
             sections.append(_sweep_table(rows, [shape for shape, _ in shapes]))
         else:
             sections += [_step_table(rows, shape, op) for shape, op in shapes]
-    sections += [_op_table(rows, shape) for shape in dict.fromkeys(r.shape for r in rows if r.level == "op")]
+    for level, title in (
+        ("op", "Pieces of the step"),
+        ("kernel", "Kernels within the step"),
+        ("end_to_end", "Training on the bundled pair as the demo does"),
+    ):
+        found = dict.fromkeys(
+            (row.shape, row.note) for row in rows if (row.level, row.metric) == (level, "time")
+        )
+        sections += [_op_table(rows, *key, level=level, title=title) for key in found]
     return "\n".join(section for section in sections if section)
 
 
@@ -193,37 +201,45 @@ def _skew_text(rows: Sequence[Row], shape: str) -> str:
 
 
 def _sweep_table(rows: Sequence[Row], shapes: Sequence[str]) -> str:
-    """Times over k, float32."""
+    """Times over k."""
     steps = [row for row in rows if row.shape in shapes and row.level == "step"]
-    names = list(dict.fromkeys(row.implementation for row in steps if row.metric == "time"))
-    op, precision = steps[0].op, steps[0].precision
+    timed = [row for row in steps if row.metric == "time"]
+    columns = list(dict.fromkeys((row.implementation, row.precision) for row in timed))
     lines = [
-        f"**{op}**, {_without_k(shapes[0])}, {precision}, ms over k.",
+        f"**{steps[0].op}** over k, {_without_k(shapes[0])}, ms.",
         "",
-        f"| k | {' | '.join(names)} |",
-        "|" + "---|" * (len(names) + 1),
+        f"| k | {' | '.join(f'{name}, {precision}' for name, precision in columns)} |",
+        "|" + "---|" * (len(columns) + 1),
     ]
     for shape in dict.fromkeys(shapes):
-        found = [_time([row for row in steps if row.shape == shape], name, precision) for name in names]
+        found = [_time([row for row in timed if row.shape == shape], *column) for column in columns]
         cells = [_ms(row.median) if row and row.median is not None else "" for row in found]
         lines.append(f"| {parse_shape(shape).k} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_notes(steps), ""])
 
 
-def _op_table(rows: Sequence[Row], shape: str) -> str:
+def _op_table(rows: Sequence[Row], shape: str, case: str, *, level: str, title: str) -> str:
     """Times of single pieces, and their part of the roofline where bytes were counted."""
-    mine = [row for row in rows if row.shape == shape and row.level == "op" and row.metric == "time"]
+    of_level = [row for row in rows if row.shape == shape and row.level == level]
+    mine = [row for row in of_level if row.metric == "time" and row.note == case]
     columns = list(dict.fromkeys((row.implementation, row.precision) for row in mine))
-    machine, sizes = _machine(rows, shape, mine[0].note), parse_shape(shape)
+    machine, sizes = _machine(rows, shape, case), parse_shape(shape)
     header = [f"{name}, {precision}" for name, precision in columns]
-    lines = [f"**Pieces of the step**, {shape}, ms.", "", f"| | {' | '.join(header)} | of roofline |"]
-    lines.append("|" + "---|" * (len(columns) + 2))
+    has_floor = any(kernel_floor_ms(row.op, sizes, loop_ms=machine) for row in mine)
+    header += ["of roofline"] if has_floor else []
+    lines = [
+        f"**{title}**, {shape}, ms.",
+        "",
+        f"| | {' | '.join(header)} |",
+        "|" + "---|" * (len(header) + 1),
+    ]
     for op in dict.fromkeys(row.op for row in mine):
         times = [_op_time(mine, op, column) for column in columns]
         floor, best = kernel_floor_ms(op, sizes, loop_ms=machine), min((t for t in times if t), default=None)
-        part = f"{floor / best:.0%}" if floor and best else ""
-        lines.append(f"| {op} | {' | '.join(_ms(t) if t else '' for t in times)} | {part} |")
-    return "\n".join([*lines, *_notes([row for row in rows if row.shape == shape and row.level == "op"]), ""])
+        cells = [_ms(t) if t else "" for t in times]
+        cells += [f"{floor / best:.0%}" if floor and best else ""] if has_floor else []
+        lines.append(f"| {op} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *_notes(of_level), ""])
 
 
 def _op_time(rows: Sequence[Row], op: str, column: tuple[str, str]) -> float | None:
