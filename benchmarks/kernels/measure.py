@@ -133,6 +133,8 @@ class Trial:
                 self._admit(entry, precision, fields, judge_process=judge_process)
             except WorkerError as reason:
                 self._exclude(fields, str(reason))
+                with contextlib.suppress(WorkerError):  # not installed, or dead
+                    self.runner.worker(entry, precision).ask("release")
 
     def race(self) -> None:
         """Blocks in turn, so that whatever slows the machine slows everyone; one works at a time."""
@@ -148,22 +150,20 @@ class Trial:
             for name, samples in contender.samples.items():
                 op = {} if name == "step" else {"op": name, "note": self.part.problem.case.label}
                 self.record({**contender.fields, **op, "metric": "time", "unit": "ms"}, samples=samples)
-            is_step = contender.fields["level"] == "step"
-            if (
-                is_step
-                and self.part.problem.device == "cuda"
-                and contender.worker.entry.module == "peers.ours"
-            ):
-                for name, milliseconds in contender.worker.ask("profile", n_steps=10)["kernels"].items():
-                    fields = {
-                        **contender.fields,
-                        "level": "kernel",
-                        "op": name,
-                        "metric": "time",
-                        "unit": "ms",
-                    }
-                    self.record({**fields, "note": self.part.problem.case.label}, samples=[milliseconds])
+            if self.part.problem.device == "cuda" and contender.worker.entry.module == "peers.ours":
+                self._record_kernels(contender)
             contender.worker.ask("release")
+
+    def _record_kernels(self, contender: Contender) -> None:
+        fields = {**contender.fields, "level": "kernel", "metric": "time", "unit": "ms"}
+        try:
+            kernels = contender.worker.ask("profile", n_steps=10)["kernels"]
+        except WorkerError as reason:
+            say(f"   the profiler gave nothing: {reason}")
+            return
+        for name, milliseconds in kernels.items():
+            note = self.part.problem.case.label
+            self.record({**fields, "op": name, "note": note}, samples=[milliseconds])
 
     def _start_all(self) -> None:
         """Let all import at the same time; who cannot start says so when it is asked."""

@@ -85,6 +85,7 @@ def _heading(rows: Sequence[Row]) -> str:
             ]
         )
     )
+    states = dict.fromkeys(row.note for row in rows if row.level == "machine" and row.note)
     lines = [
         f"### {place}",
         "",
@@ -92,6 +93,8 @@ def _heading(rows: Sequence[Row]) -> str:
         f"in brackets the 20th and 80th percentiles. Largest relative error of a loss against float64 in the "
         f"first steps: {errors or 'not measured'}.",
         "",
+        *(f"- {state}" for state in states),
+        *([""] if states else []),
     ]
     return "\n".join(lines)
 
