@@ -300,21 +300,21 @@ def test_a_removed_hook_gives_way_again() -> None:
 
 
 def test_explain_says_which_kernels_and_why() -> None:
-    few, many = TopK(k=3), TopK(k=6)
+    few, many = TopK(k=3), TopK(k=8)
     assert toy_trainer(activation_fn=few).explain() == (
         "backend 'cpu' (selection by NumPy, gathers by embedding_bag, Adam group by group), because k=3 lies "
-        "below the break-even of about 5 latents per token."
+        "below the break-even of about 7 latents per token."
     )
     assert toy_trainer(activation_fn=many).explain() == (
-        "backend 'dense' (dense matrix products and PyTorch's fused Adam), because k=6 lies above the "
-        "break-even of about 5 latents per token."
+        "backend 'dense' (dense matrix products and PyTorch's fused Adam), because k=8 lies above the "
+        "break-even of about 7 latents per token."
     )
     for backend in ("cpu", "dense"):
         trainer = toy_trainer(activation_fn=few, config={"backend": backend})
         assert trainer.explain() == f"backend '{backend}', as configured."
-    low = toy_trainer(activation_fn=few, config={"precision": "bfloat16"})
+    low = toy_trainer(activation_fn=TopK(k=6), config={"precision": "bfloat16"})
     assert "'dense'" in low.explain()
-    assert "about 1 latents" in low.explain()
+    assert "about 5 latents" in low.explain()
 
 
 def test_explaining_changes_nothing() -> None:

@@ -16,8 +16,8 @@ from crosscoders.kernels.step import StepKernels, StepWeights
 BACKENDS = ("auto", "reference", "dense", "cpu", "triton")
 
 # A gathered row costs bandwidth, a dense one arithmetic: sparse wins while k / n_latents is below this.
-# CPU: 2 threads of an EPYC (Zen 5), torch 2.13, width 512, 8192 latents, batch 1024, 2026-11-22: k = 1024 took
-# 158 (float32) and 153 ms (bfloat16) sparse, 210 and 186 dense; k = 2048 270 and 279, against 261 and 191.
+# CPU: 2 threads of an EPYC (Zen 5), torch 2.13, width 512, 8192 latents, batch 1024, 2026-11-22; k = 1024:
+# 158 (float32) and 153 ms (bfloat16) sparse, 210 and 186 dense; k = 2048: 270 and 279, then 261 and 191.
 # CUDA: derived from 5.5 TB/s of second-level cache and 800 TFLOP/s of an H100, not yet measured.
 _BREAK_EVEN = {
     ("cpu", "float32"): 0.23,

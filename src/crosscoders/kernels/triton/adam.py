@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosscoders.kernels.adam import AdamMatrix, AdamStep
 from crosscoders.kernels.triton.gather import chunk_columns
-from crosscoders.kernels.triton.launch import launch
+from crosscoders.kernels.triton.launch import cdiv, launch
 from crosscoders.kernels.triton.tiles import Tiles, adam_tiles
 
 _LATENTS_PER_PROGRAM = 128
@@ -178,7 +178,7 @@ def first_chunks(boundaries: tuple[int, ...], *, columns: int) -> tuple[int, ...
     Returns:
         One number more than there are sources.
     """
-    counts = (triton.cdiv(stop - start, columns) for start, stop in itertools.pairwise(boundaries))
+    counts = (cdiv(stop - start, columns) for start, stop in itertools.pairwise(boundaries))
     return tuple(itertools.accumulate(counts, initial=0))
 
 
@@ -231,7 +231,7 @@ def write_norms(matrix: AdamMatrix, update: RowUpdate, *, first_chunks: tuple[in
     n_latents = matrix.weight.shape[0]
     launch(
         _norms_kernel,
-        (triton.cdiv(n_latents, _LATENTS_PER_PROGRAM),),
+        (cdiv(n_latents, _LATENTS_PER_PROGRAM),),
         update.squares,
         matrix.norms,
         update.skip,

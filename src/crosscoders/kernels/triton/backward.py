@@ -27,7 +27,7 @@ from crosscoders.kernels.triton.gather import (
     sum_factors,
     weighted_rows,
 )
-from crosscoders.kernels.triton.launch import launch
+from crosscoders.kernels.triton.launch import cdiv, launch
 from crosscoders.kernels.triton.tiles import Tiles, backward_tiles
 
 _FACTORS_AT_ONCE = tl.constexpr(64)
@@ -366,6 +366,6 @@ def _sum_dots(dots: Tensor, by_latent: LatentMajor) -> Tensor:
     """Add up the chunks and put the entries back into row-major order."""
     n_chunks, n_entries = dots.shape
     out = dots.new_empty(n_entries)
-    grid = (triton.cdiv(n_entries, _DOTS_PER_PROGRAM),)
+    grid = (cdiv(n_entries, _DOTS_PER_PROGRAM),)
     launch(_sum_dots_kernel, grid, dots, by_latent.order, out, n_entries, n_chunks, ENTRIES=_DOTS_PER_PROGRAM)
     return out

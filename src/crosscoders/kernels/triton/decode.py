@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.triton.gather import weighted_rows
-from crosscoders.kernels.triton.launch import launch
+from crosscoders.kernels.triton.launch import cdiv, launch
 from crosscoders.kernels.triton.tiles import Tiles, decode_tiles
 
 
@@ -98,7 +98,7 @@ def decode_residual(
     """
     tiles = tiles or decode_tiles(W_dec)
     out = W_dec.new_empty((latents.n_rows, W_dec.shape[1]), dtype=out_dtype)
-    n_chunks = triton.cdiv(W_dec.shape[1], tiles.columns)
+    n_chunks = cdiv(W_dec.shape[1], tiles.columns)
     squares = W_dec.new_empty((n_chunks, latents.n_rows), dtype=torch.float32)
     _decode(latents, W_dec, out, bias=b_dec, x=x, squares=squares, tiles=tiles)
     return out, squares.sum()
@@ -117,7 +117,7 @@ def _decode(
     n_rows, width = out.shape
     launch(
         _decode_kernel,
-        (n_rows, triton.cdiv(width, tiles.columns)),
+        (n_rows, cdiv(width, tiles.columns)),
         latents.row_ptr,
         latents.indices,
         latents.values,

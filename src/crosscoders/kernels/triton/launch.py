@@ -4,8 +4,17 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import triton
 from torch import Tensor
+
+
+def cdiv(n: int, by: int) -> int:
+    """`n / by`, rounded up."""
+    return -(-n // by)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is not below a positive number."""
+    return 1 << (n - 1).bit_length()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
@@ -77,7 +86,7 @@ def row_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes:
         groups=groups,
         part=groups,
         run=min(16 // itemsize, 64 * 32 * num_warps // groups, _floor_to_power_of_2(n_latents // groups)),
-        capacity=triton.next_power_of_2(max(2 * k, 64)),
+        capacity=next_power_of_2(max(2 * k, 64)),
         block=4 * 32 * num_warps,
         items=1024,
         num_warps=num_warps,
@@ -108,7 +117,7 @@ def batch_topk_sizes(n_latents: int, k: int, *, itemsize: int) -> SelectionSizes
         groups=groups,
         part=min(groups, 32 * 32 * num_warps // run),
         run=run,
-        capacity=triton.next_power_of_2(max(8 * k, 64)),
+        capacity=next_power_of_2(max(8 * k, 64)),
         block=4 * 32 * num_warps,
         items=1024,
         num_warps=num_warps,
@@ -124,15 +133,15 @@ def threshold_sizes(n_words: int) -> dict[str, int]:
     Returns:
         Arguments of the launch.
     """
-    return {"WORDS": min(128, triton.next_power_of_2(n_words)), "num_warps": 4}
+    return {"WORDS": min(128, next_power_of_2(n_words)), "num_warps": 4}
 
 
 _WITHOUT_GROUPS = SelectionSizes(groups=0, part=1, run=1, capacity=1, block=2048, items=1024, num_warps=8)
 
 
 def _group_count(n_latents: int, k: int) -> int:
-    return min(triton.next_power_of_2(max(4 * k, 1024)), triton.next_power_of_2(n_latents))
+    return min(next_power_of_2(max(4 * k, 1024)), next_power_of_2(n_latents))
 
 
 def _floor_to_power_of_2(n: int) -> int:
-    return max(1, triton.next_power_of_2(n + 1) // 2)
+    return max(1, next_power_of_2(n + 1) // 2)

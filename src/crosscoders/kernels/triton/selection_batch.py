@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import triton
 from torch import Tensor
 
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.kernels.triton.launch import SelectionSizes, batch_topk_sizes, launch
+from crosscoders.kernels.triton.launch import SelectionSizes, batch_topk_sizes, cdiv, launch
 from crosscoders.kernels.triton.selection_batch_kernels import (
     bound_kernel,
     collect_kernel,
@@ -154,7 +153,7 @@ def collect_candidates(batch: Batch, floor: Tensor | None) -> None:
     for level in range(_BOUND_LEVELS):
         launch(
             bound_kernel,
-            (triton.cdiv(maxima.numel(), sizes.items),),
+            (cdiv(maxima.numel(), sizes.items),),
             maxima,
             histograms,
             floor,
@@ -184,7 +183,7 @@ def collect_candidates(batch: Batch, floor: Tensor | None) -> None:
 
 def _count_candidates(batch: Batch) -> tuple[Tensor, Tensor]:
     """Step 4 and the first part of step 5."""
-    n_levels = triton.cdiv(32 - free_bits(batch.pre, batch.scale), 8)
+    n_levels = cdiv(32 - free_bits(batch.pre, batch.scale), 8)
     histograms = batch.pre.new_zeros((n_levels, 256), dtype=torch.int64)
     counts = batch.found.new_empty((3, batch.pre.shape[0]))
     source = (batch.keys, batch.columns, batch.found, histograms)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.kernels.triton.launch import launch, threshold_sizes
+from crosscoders.kernels.triton.launch import cdiv, launch, threshold_sizes
 from crosscoders.kernels.triton.selection_checks import check_pre_acts, check_threshold
 
 _BITS = tl.constexpr(32)
@@ -108,7 +108,7 @@ def threshold(
     """
     check_pre_acts("threshold", pre, scale)
     check_threshold(pre, threshold)
-    n_words = triton.cdiv(pre.shape[1], 32)
+    n_words = cdiv(pre.shape[1], 32)
     sizes = threshold_sizes(n_words) if words is None else {"WORDS": words, "num_warps": 1}
     marks, counts = mark(pre, threshold, scale=scale, sizes=sizes)
     row_ptr = torch.zeros(pre.shape[0] + 1, dtype=torch.int64, device=pre.device)
@@ -131,7 +131,7 @@ def mark(
         Words `[batch, ceil(latent / 32)]` and counts `[batch]`, int32.
     """
     n_rows, n_latents = pre.shape
-    marks = pre.new_empty((n_rows, triton.cdiv(n_latents, 32)), dtype=torch.int32)
+    marks = pre.new_empty((n_rows, cdiv(n_latents, 32)), dtype=torch.int32)
     counts = pre.new_empty(n_rows, dtype=torch.int32)
     launch(
         mark_kernel,

@@ -10,8 +10,9 @@ where latency times bandwidth of the cache is about 25 KB.
 from dataclasses import dataclass
 from typing import final
 
-import triton
 from torch import Tensor
+
+from crosscoders.kernels.triton.launch import next_power_of_2
 
 # Half of the second-level cache of an H100 (50 MB in two partitions), and some room for what streams through.
 _GATHERED_BYTES = 20_000_000
@@ -74,14 +75,14 @@ def adam_tiles(width: int) -> Tiles:
     Returns:
         The sizes.
     """
-    return Tiles(columns=min(512, triton.next_power_of_2(width)), num_warps=4)
+    return Tiles(columns=min(512, next_power_of_2(width)), num_warps=4)
 
 
 def _gather_tiles(rows: Tensor, *, most_columns: int, split: int = 1) -> Tiles:
     n_rows, width = rows.shape
     itemsize = rows.element_size()
     fitting = max(_CACHE_LINE_BYTES // itemsize, _GATHERED_BYTES // max(1, n_rows * itemsize))
-    columns = min(most_columns, _floor_power_of_2(fitting), triton.next_power_of_2(width))
+    columns = min(most_columns, _floor_power_of_2(fitting), next_power_of_2(width))
     entries = max(2, min(32, _TILE_BYTES // (columns * itemsize)))
     return Tiles(columns=columns, entries=entries, split=split)
 
