@@ -94,8 +94,12 @@ def test_a_new_objective_counts_from_the_next_step(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_batches_that_require_gradients_can_be_trained_on(backend: str) -> None:
-    toy_trainer(config={"backend": backend}).fit([batch.requires_grad_() for batch in toy_batches(2)])
+def test_batches_that_require_gradients_train_alike_and_receive_none(backend: str) -> None:
+    plain, wanting = (toy_trainer(config={"backend": backend}) for _ in range(2))
+    batches = [batch.requires_grad_() for batch in toy_batches(2)]
+    plain.fit(toy_batches(2))
+    wanting.fit(batches)
+    assert_close(weights(wanting.crosscoder), weights(plain.crosscoder), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
