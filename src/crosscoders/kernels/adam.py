@@ -1,6 +1,7 @@
 """What a row-wise Adam update reads and writes; every backend takes these two records."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import final
 
@@ -29,6 +30,18 @@ class AdamMatrix:
     shadow: Float[Tensor, "latent width"] | None = None
     norms: Float[Tensor, "latent source"] | None = None
     boundaries: tuple[int, ...] = ()
+
+    @property
+    def factor(self) -> Float[Tensor, "latent width"]:
+        """What matrix products read: the copy if there is one, else the weights."""
+        return self.weight if self.shadow is None else self.shadow
+
+    def derive_norms_(self, latents: slice = slice(None)) -> None:
+        """Write the norms of these rows, where norms are wanted."""
+        if self.norms is not None:
+            for source, (start, stop) in enumerate(itertools.pairwise(self.boundaries)):
+                rows = self.weight[latents, start:stop]
+                self.norms[latents, source] = torch.linalg.vector_norm(rows, dim=1)
 
     def with_derived(self, *, has_norms: bool, shadow: torch.dtype | None) -> "AdamMatrix":
         """The same tensors with memory for what is derived from them, still to be written.

@@ -6,7 +6,6 @@ Adam.
 """
 
 import dataclasses
-import itertools
 from typing import final
 
 import torch
@@ -47,14 +46,14 @@ class DenseStep(StepKernels):
 
     def encode(self, x: Tensor, selection: Selection) -> Encoded:
         """Encode everything, then select."""
-        weight = _product_weight(self.weights.W_enc)
+        weight = self.weights.W_enc.factor
         bias = self.weights.b_enc.weight.view(-1).to(weight.dtype)
         pre_acts = linear(x.to(weight.dtype), weight, bias)
         return select(pre_acts, self.selection_scale(), selection=selection)
 
     def residual(self, latents: SparseLatents, x: Tensor) -> tuple[Tensor, Tensor]:
         """Decode with one matrix product."""
-        decoded = linear(self._write_out(latents, latents.values), _product_weight(self.weights.W_dec).T)
+        decoded = linear(self._write_out(latents, latents.values), self.weights.W_dec.factor.T)
         residual = decoded.float() + self.weights.b_dec.weight - x
         return residual, residual.square().sum()
 
@@ -63,7 +62,7 @@ class DenseStep(StepKernels):
     ) -> Tensor:
         """Three matrix products, clipping, fused Adam."""
         latents, weights = encoded.latents, self.weights
-        low = _product_weight(weights.W_dec)
+        low = weights.W_dec.factor
         low_grad, low_x = grad.to(low.dtype), x.to(low.dtype)
         grad_W_dec = _outer(self._write_out(latents, latents.values), low_grad)
         grad_values = _grad_values(low_grad, latents, W_dec=low)
@@ -87,7 +86,7 @@ class DenseStep(StepKernels):
 
     def _write_out(self, latents: SparseLatents, values: Tensor) -> Tensor:
         """Latents with their zeros, in memory that the next call clears entry by entry and uses again."""
-        dtype, n_entries = _product_weight(self.weights.W_dec).dtype, latents.n_rows * latents.n_latents
+        dtype, n_entries = self.weights.W_dec.factor.dtype, latents.n_rows * latents.n_latents
         if self._written is None or self._places is None or self._written.numel() != n_entries:
             self._written = values.new_zeros(n_entries, dtype=dtype)
         else:
@@ -109,16 +108,9 @@ def with_copies(weights: StepWeights, *, is_low: bool) -> StepWeights:
 
 def derive_(matrix: AdamMatrix) -> None:
     """Write the norms and the bfloat16 copy of a matrix, where it has them."""
-    derive_norms_(matrix)
+    matrix.derive_norms_()
     if matrix.shadow is not None:
         matrix.shadow.copy_(matrix.weight)
-
-
-def derive_norms_(matrix: AdamMatrix) -> None:
-    """Write the norms of a matrix, where it has them."""
-    if matrix.norms is not None:
-        for source, (start, stop) in enumerate(itertools.pairwise(matrix.boundaries)):
-            matrix.norms[:, source] = torch.linalg.vector_norm(matrix.weight[:, start:stop], dim=1)
 
 
 def _grad_values(grad: Tensor, latents: SparseLatents, *, W_dec: Tensor) -> Tensor:
@@ -140,7 +132,3 @@ def _outer(by_latent: Tensor, by_column: Tensor) -> Tensor:
     if by_latent.device.type != "cpu":
         return (by_latent.T @ by_column).float()
     return linear(by_column.T, by_latent.T).T.float().contiguous()
-
-
-def _product_weight(matrix: AdamMatrix) -> Tensor:
-    return matrix.weight if matrix.shadow is None else matrix.shadow

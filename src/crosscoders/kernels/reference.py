@@ -3,8 +3,6 @@
 A selection never takes a score that is NaN, zero or negative; ties go to the lowest flat index.
 """
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -179,6 +177,4 @@ def adam_rows_(matrix: AdamMatrix, grad: Float[Tensor, "latent width"], *, step:
     matrix.weight.sub_(step.lr / (1 - step.beta1**step.n) * matrix.exp_avg / (root + step.eps))
     if matrix.shadow is not None:
         matrix.shadow.copy_(matrix.weight)
-    if matrix.norms is not None:
-        for source, (start, stop) in enumerate(itertools.pairwise(matrix.boundaries)):
-            matrix.norms[:, source] = torch.linalg.vector_norm(matrix.weight[:, start:stop], dim=1)
+    matrix.derive_norms_()

@@ -5,7 +5,6 @@ summed from its entries and, where no clipping needs the norm of all of them fir
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import final
 
@@ -158,14 +157,11 @@ class CpuStep(StepKernels):
     def _derive(self, name: str, latents: slice) -> None:
         """Norms of the decoder, which comes first, and the encoder's copy scaled by them."""
         matrix: AdamMatrix = getattr(self.weights, name)
-        rows = matrix.weight[latents]
-        if matrix.norms is not None:
-            for source, (start, stop) in enumerate(itertools.pairwise(matrix.boundaries)):
-                matrix.norms[latents, source] = torch.linalg.vector_norm(rows[:, start:stop], dim=1)
+        matrix.derive_norms_(latents)
         if matrix.shadow is not None:
             assert self.weights.W_dec.norms is not None
             scale = self.weights.W_dec.norms[latents].sum(dim=1, keepdim=True)
-            matrix.shadow[latents] = rows * scale
+            matrix.shadow[latents] = matrix.weight[latents] * scale
 
     def _scores(self, x: Tensor) -> Iterator[Tensor]:
         """Scaled pre-activations of the next tokens."""

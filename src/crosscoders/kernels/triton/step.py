@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from crosscoders.kernels.adam import AdamMatrix, AdamStep
-from crosscoders.kernels.dense import derive_, derive_norms_, with_copies
+from crosscoders.kernels.adam import AdamStep
+from crosscoders.kernels.dense import derive_, with_copies
 from crosscoders.kernels.ops import smallest_score
 from crosscoders.kernels.sparse_latents import SparseLatents, latent_major
 from crosscoders.kernels.step import (
@@ -49,7 +49,7 @@ class TritonStep(StepKernels):
 
     def encode(self, x: Tensor, selection: Selection) -> Encoded:
         """One matrix product, then selection in one read of it."""
-        weight = _rows(self.weights.W_enc)
+        weight = self.weights.W_enc.factor
         bias = self.weights.b_enc.weight.view(-1).to(weight.dtype)
         pre_acts, scale = torch.addmm(bias, self._lowered(x), weight.T), self.selection_scale()
         if selection.per_row:
@@ -62,7 +62,7 @@ class TritonStep(StepKernels):
     def residual(self, latents: SparseLatents, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gather, bias, residual and its squares in one pass."""
         bias = self.weights.b_dec.weight.view(-1)
-        return decode_residual(latents, _rows(self.weights.W_dec), b_dec=bias, x=x, out_dtype=torch.float32)
+        return decode_residual(latents, self.weights.W_dec.factor, b_dec=bias, x=x, out_dtype=torch.float32)
 
     def update(
         self, grad: Tensor, encoded: Encoded, x: Tensor, *, step: AdamStep, plan: UpdatePlan
@@ -79,7 +79,7 @@ class TritonStep(StepKernels):
         grad_values, W_dec_squares = decoder_backward_adam_(
             self._lowered(grad), latents, by_latent, matrix=self._decoder, step=step
         )
-        derive_norms_(weights.W_dec)
+        weights.W_dec.derive_norms_()
         b_enc, W_enc_squares = encoder_backward_adam_(
             _of_positive(grad_values, latents), self._lowered(x), by_latent, matrix=weights.W_enc, step=step
         )
@@ -91,7 +91,7 @@ class TritonStep(StepKernels):
     ) -> Tensor:
         weights, by_latent = self.weights, latent_major(latents)
         grad_values, W_dec, W_dec_squares = decoder_backward(
-            self._lowered(grad), latents, by_latent, W_dec=_rows(weights.W_dec)
+            self._lowered(grad), latents, by_latent, W_dec=weights.W_dec.factor
         )
         W_enc, b_enc, W_enc_squares = encoder_backward(
             _of_positive(grad_values, latents), self._lowered(x), by_latent
@@ -105,7 +105,7 @@ class TritonStep(StepKernels):
         norm = squares.clamp(min=0).sqrt().float()
         step = self.guarded(step, norm, plan=plan)
         adam_rows_(self._decoder, W_dec, step=step)
-        derive_norms_(weights.W_dec)
+        weights.W_dec.derive_norms_()
         adam_rows_(weights.W_enc, W_enc, step=step)
         self._update_biases(b_enc, b_dec, step=step)
         return norm
@@ -125,10 +125,6 @@ class TritonStep(StepKernels):
 
     def _lowered(self, tensor: Tensor) -> Tensor:
         return tensor.bfloat16() if self.is_low_precision else tensor
-
-
-def _rows(matrix: AdamMatrix) -> Tensor:
-    return matrix.weight if matrix.shadow is None else matrix.shadow
 
 
 def _of_positive(grad_values: Tensor, latents: SparseLatents) -> Tensor:
