@@ -35,12 +35,20 @@ def cpu_parts() -> list[Part]:
     """Main shape, BatchTopK + AuxK + clip, demo shape, sweep over k."""
     everyone = (OURS, OURS_DENSE, PLAIN, COMPILED, *PEERS)
     return [
-        Part(name="main", problem=Problem(shape=CPU_SHAPE), entries=everyone, has_memory=True),
+        Part(
+            name="main",
+            problem=Problem(shape=CPU_SHAPE),
+            entries=everyone,
+            has_memory=True,
+            rounds=8,
+            budget_s=6.0,
+        ),
         Part(
             name="batch_topk",
             problem=Problem(shape=CPU_SHAPE, case=BATCH_TOPK),
-            entries=(OURS, OURS_DENSE, PLAIN, *_BATCH_PEERS),
+            entries=(OURS, PLAIN, *_BATCH_PEERS),
             rounds=6,
+            budget_s=5.0,
         ),
         Part(
             name="demo",
