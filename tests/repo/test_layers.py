@@ -14,10 +14,10 @@ LAYERS: list[list[str]] = [
     ["sources < metrics", "kernels", "provenance"],
     ["activation_fns"],
     ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
-    ["evaluation", "interventions", "pretrained", "reasoning < latents"],
+    ["evaluation", "geometry", "pretrained", "reasoning < latents < interventions"],
     ["training"],
     ["zoo", "report"],
-    ["pipeline < cli", "testing"],
+    ["pipeline < experiments < cli", "testing"],
     [""],  # crosscoders/__init__.py
 ]
 ALWAYS = {"torch", "numpy", "jaxtyping", "beartype", "safetensors", "tqdm"}

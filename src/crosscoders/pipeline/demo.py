@@ -23,8 +23,8 @@ from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.run import Run, run_on
 from crosscoders.pipeline.steering import SteeringSweep, steering_sweep
 from crosscoders.provenance import write_manifest
-from crosscoders.report.figures import steering_curves
-from crosscoders.report.snippets import top_snippets
+from crosscoders.reasoning.snippets import top_snippets
+from crosscoders.report.figures.steering import steering_curves
 from crosscoders.training import TrainerConfig
 from crosscoders.zoo import model_path
 from crosscoders.zoo.arithmetic import sample_problem

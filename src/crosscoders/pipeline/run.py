@@ -21,7 +21,8 @@ from crosscoders.losses import LossTerm
 from crosscoders.pipeline.config import RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus, corpus_from_text, training_batches
 from crosscoders.provenance import data_fingerprint, run_record, write_manifest
-from crosscoders.report.figures import cosine_against_nrn, nrn_histogram
+from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
+from crosscoders.report.tables import aligned
 from crosscoders.training import Callback, History, ProgressBar, Trainer
 
 log = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ def _evaluation_lines(run: Run) -> list[str]:
             )
     lines = [
         "Explained variance (diff = second minus first source) beside a table of token means:",
-        *_aligned(rows),
+        *aligned(rows),
     ]
     splice = [["spliced into", "text", "KL (nats)", "CE clean", "CE spliced", "CE ablated", "CE recovered"]]
     for kind, per_model in run.splice.items():
@@ -326,20 +327,9 @@ def _evaluation_lines(run: Run) -> list[str]:
         *lines,
         "",
         "Reconstruction in place of the activation (ablated = zeros in its place):",
-        *_aligned(splice),
+        *aligned(splice),
     ]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

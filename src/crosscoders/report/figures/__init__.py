@@ -1,0 +1,1 @@
+"""Figures of a run and of the experiments, one file per subject."""
