@@ -33,7 +33,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a pair brings along besides its text: the bundled pair's grammar knows it, other pairs configure it.
+    """What a pair brings along besides its text: the bundled pair's grammar knows it, others configure it.
 
     Args:
         markers: Per category the held-out tokens that open an act of it (the word itself, such as "Wait").
@@ -123,7 +123,8 @@ class Finding:
     @typed
     def from_dict(cls, data: Mapping[str, Any]) -> "Finding":
         """Rebuild a finding from `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     @typed
     def write(self, folder: Path, *, settings: Mapping[str, Any]) -> None:
