@@ -11,6 +11,7 @@ from crosscoders._version import __version__
 from crosscoders.errors import CrosscodersError
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.demo import demo
+from crosscoders.pipeline.presets import PRESETS
 from crosscoders.pipeline.run import run
 
 
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     shown.set_defaults(command=_demo)
     runner = commands.add_parser("run", help="the main job on your own pair and text")
     runner.add_argument("config", nargs="?", type=Path, help="TOML file; see docs/run.md")
+    runner.add_argument("--preset", choices=sorted(PRESETS), help="recipe to start from (default: none)")
     runner.add_argument("--base", help="folder or Hub id of the first model")
     runner.add_argument("--distilled", help="folder or Hub id of the second model")
     runner.add_argument("--text", help=".txt or .jsonl file")
@@ -59,7 +61,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_RUN_KEYS = ("base", "distilled", "text", "out", "n_latents", "hook_name", "seed")
+_RUN_KEYS = ("preset", "base", "distilled", "text", "out", "n_latents", "hook_name", "seed")
 
 
 def _run(arguments: argparse.Namespace) -> int:

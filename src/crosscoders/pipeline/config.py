@@ -1,6 +1,7 @@
 """The configuration of a run: what `crosscoders run CONFIG.toml` reads and `run.json` records."""
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from crosscoders.losses import (
     Reconstruction,
     TanhSparsity,
 )
+from crosscoders.pipeline.presets import with_preset
 from crosscoders.training import TrainerConfig
 
 LOSS_TERMS: dict[str, type[LossTerm]] = {
@@ -69,13 +71,36 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """One file of a mix of texts.
+
+    Args:
+        path: `.txt` or `.jsonl` file of documents.
+        weight: Share of the tokens that come from it, relative to the other parts' weights.
+        name: What tables call this kind of text; the file's stem if empty.
+    """
+
+    path: str
+    weight: float = 1.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"text part {self.path!r}: weight must be finite and positive, got {self.weight}."
+            )
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).stem)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: two models in, a crosscoder and a table of latents out.
 
     Args:
         base: Folder or Hub id of the first model (NRN 0), or a label if modules are passed.
         distilled: Folder or Hub id of the second model (NRN 1), or a label.
-        text: `.txt` or `.jsonl` file of documents, or a label if token ids are passed.
+        text: `.txt` or `.jsonl` file of documents, a mix of such files, or a label if token ids are passed.
         out: Run folder to create.
         n_latents: Dictionary size.
         hook_name: TransformerLens hook, or "half" for half depth, in both models.
@@ -89,7 +114,7 @@ class RunConfig:
 
     base: str
     distilled: str
-    text: str
+    text: str | tuple[TextPart, ...]
     out: str
     n_latents: int
     hook_name: str = "half"
@@ -103,6 +128,8 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain form of the run config; `from_dict` inverts it."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.text, str):
+            plain["text"] = [dataclasses.asdict(part) for part in self.text]
         plain["activation_fn"] = self.activation_fn.to_dict()
         plain["objective"] = [{"term": term.name, **dataclasses.asdict(term)} for term in self.objective]
         plain["data"] = dataclasses.asdict(self.data)
@@ -115,13 +142,19 @@ class RunConfig:
         """Build a config from plain values.
 
         Args:
-            data: Fields by name; `activation_fn`, `objective`, `data` and `training` as tables.
+            data: Fields by name; `activation_fn`, `objective`, `data` and `training` as tables, `text` as a
+                path or a list of tables. `preset` names values that apply where `data` is silent.
 
         Raises:
             ValueError: An unknown key or a missing one, here or in a section; the message lists the known
                 keys.
         """
-        values = dict(data)
+        values = with_preset(data)
+        if isinstance(values.get("text"), list | tuple):
+            values["text"] = tuple(
+                build_config(TextPart, part, where=f"text part {at}")
+                for at, part in enumerate(values["text"])
+            )
         if "activation_fn" in values:
             values["activation_fn"] = activation_fn_from_dict(values["activation_fn"], fill_defaults=True)
         values["objective"] = tuple(_loss_term(term) for term in values.get("objective", ()))
@@ -171,17 +204,20 @@ def build_config(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
             f"{where}: unknown keys {unknown}, missing keys {missing}; the keys are {sorted(fields)}."
         )
     hints = get_type_hints(cls)
-    for name, value in values.items():
-        _check_plain_type(f"{where}: {name}", value, hints[name])
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain = {name: _checked_plain(f"{where}: {name}", value, hints[name]) for name, value in values.items()}
+    return cls(**plain)
 
 
-def _check_plain_type(where: str, value: Any, hint: Any) -> None:
-    """Refuse text for a number and the like; only plain types are looked at."""
+def _checked_plain(where: str, value: Any, hint: Any) -> Any:
+    """Lists as tuples and whole numbers as floats where those are wanted; no text for numbers."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     accepted = {kind for kind in kinds if kind in (int, float, str, bool, type(None))}
-    if not accepted or type(value) in accepted or (float in accepted and type(value) is int):
-        return
+    if isinstance(value, list | tuple) and len(accepted) < len(kinds):
+        return tuple(value)
+    if type(value) is int and float in accepted and int not in accepted:
+        return float(value)
+    if not accepted or type(value) in accepted:
+        return value
     names = " or ".join(sorted(kind.__name__ for kind in accepted))
     raise ValueError(f"{where} must be {names}, got {value!r} ({type(value).__name__}).")
 

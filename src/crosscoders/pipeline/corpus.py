@@ -1,6 +1,7 @@
 """The tokens of a run: what is trained on, what is held out, and what is known about each held-out token."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from crosscoders._typing import typed
 from crosscoders.harvest import ModelSources
 from crosscoders.latents import TokenBatch
 from crosscoders.models import pack_tokens, read_texts, tokenize_texts
-from crosscoders.pipeline.config import DataConfig
+from crosscoders.pipeline.config import DataConfig, TextPart
 from crosscoders.reasoning import lexical_contrasts
 
 
@@ -98,61 +99,114 @@ def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "_ po
 
 
 @typed
-def corpus_from_text(path: str | Path, tokenizer: Any, *, data: DataConfig, seed: int) -> Corpus:
-    """Tokenize a file of documents, hold whole documents out, and pack both parts.
+def corpus_from_text(
+    text: str | Path | Sequence[TextPart], tokenizer: Any, *, data: DataConfig, seed: int
+) -> Corpus:
+    """Tokenize files of documents, hold whole documents out, and pack both parts.
+
+    In a mix every part gives its weight's share of the held-out and of the training tokens; without
+    `data.n_tokens` there are as many training tokens as the scarcest part allows.
 
     Args:
-        path: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line).
+        text: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line) file, or a mix.
         tokenizer: The tokenizer of both models.
         data: Lengths and sizes.
-        seed: Chooses the held-out documents.
+        seed: Chooses the held-out documents, and the order of all.
 
     Returns:
-        The packed tokens, with the answers to the lexical questions.
+        The packed tokens, with the answers to the lexical questions; one kind of text per part.
 
     Raises:
-        ValueError: No tokenizer, one without a token to fill rows with, or too little text to train on after
-            holding some out.
+        ValueError: No tokenizer, one without a token to fill rows with, a mix of no or of equally named
+            parts, or too little text to train on after holding some out.
     """
     if tokenizer is None:
         raise ValueError(
             "corpus_from_text: the models came without a tokenizer; pass one to load_sources, or token ids."
         )
-    special = tuple(sorted(set(tokenizer.all_special_ids)))
-    end = tokenizer.eos_token_id
-    documents = tokenize_texts(read_texts(path), tokenizer, append_eos=end is not None)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise ValueError(
             "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows "
             "with; set tokenizer.pad_token."
         )
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
-    shuffled = [documents[at] for at in order]
-    n_held_out = _documents_for(shuffled, data.held_out_tokens, special)
-    rest = shuffled[n_held_out:]
-    if not rest:
-        raise ValueError(
-            f"corpus_from_text: holding out {data.held_out_tokens} tokens takes all {len(documents)} "
-            f"documents of {path}; give more text or lower data.held_out_tokens."
-        )
-    if data.n_tokens is not None:
-        n_kept = sum(_n_kept(document, special) for document in rest)
-        if n_kept < data.n_tokens:
-            raise ValueError(
-                f"corpus_from_text: data.n_tokens asks for {data.n_tokens} tokens, but {path} has {n_kept} "
-                "beside the held-out ones; leave n_tokens out to train on all of them, or raise data.epochs."
-            )
-        rest = rest[: _documents_for(rest, data.n_tokens, special)]
-    held_out = pack_tokens(shuffled[:n_held_out], length=data.sequence_length, pad_id=pad)
-    train = pack_tokens(rest, length=data.sequence_length, pad_id=pad)
+    special = tuple(sorted(set(tokenizer.all_special_ids)))
+    parts = _splits(text, tokenizer, data=data, seed=seed, special=special)
+    held_out = [pack_tokens(part.held_out, length=data.sequence_length, pad_id=pad) for part in parts]
+    train = [document for part in parts for document in part.train]
+    if len(parts) > 1:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+        train = [train[at] for at in order]
+    rows = torch.cat(held_out)
+    kind = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in held_out]))
     return Corpus(
-        train=train,
-        held_out=held_out,
-        origin=torch.where(torch.isin(held_out, torch.tensor(special)), -1, 0),
-        answers=lexical_contrasts(held_out, tokenizer),
+        train=pack_tokens(train, length=data.sequence_length, pad_id=pad),
+        held_out=rows,
+        origin=torch.where(torch.isin(rows, torch.tensor(special)), -1, kind[:, None]),
+        origins=tuple(part.name for part in parts),
+        answers=lexical_contrasts(rows, tokenizer),
         exclude_token_ids=special,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """Documents of one part of the text."""
+
+    name: str
+    train: list[list[int]]
+    held_out: list[list[int]]
+
+
+def _splits(
+    text: str | Path | Sequence[TextPart],
+    tokenizer: Any,
+    *,
+    data: DataConfig,
+    seed: int,
+    special: tuple[int, ...],
+) -> list[_Split]:
+    is_one = isinstance(text, str | Path)
+    mix = [TextPart(path=str(text), name="text")] if is_one else list(text)
+    if not mix or len({part.name for part in mix}) < len(mix):
+        raise ValueError(
+            f"corpus_from_text: a mix needs parts with different names, got {[part.name for part in mix]}."
+        )
+    share = [part.weight / sum(part.weight for part in mix) for part in mix]
+    pools = []
+    for part, fraction in zip(mix, share, strict=True):
+        documents = tokenize_texts(
+            read_texts(part.path), tokenizer, append_eos=tokenizer.eos_token_id is not None
+        )
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+        shuffled = [documents[at] for at in order]
+        wanted = max(1, round(fraction * data.held_out_tokens))
+        n_held_out = _documents_for(shuffled, wanted, special)
+        if n_held_out == len(shuffled):
+            raise ValueError(
+                f"corpus_from_text: holding out {wanted} tokens takes all {len(documents)} documents of "
+                f"{part.path}; give more text or lower data.held_out_tokens."
+            )
+        pools.append(_Split(name=part.name, held_out=shuffled[:n_held_out], train=shuffled[n_held_out:]))
+    sizes = [sum(_n_kept(document, special) for document in pool.train) for pool in pools]
+    total = data.n_tokens
+    if total is None and len(mix) > 1:
+        total = int(min(size / fraction for size, fraction in zip(sizes, share, strict=True)))
+    if total is None:
+        return pools
+    for part, size, fraction in zip(mix, sizes, share, strict=True):
+        if size < int(fraction * total):
+            raise ValueError(
+                f"corpus_from_text: data.n_tokens asks for {int(fraction * total)} tokens of {part.path}, "
+                f"which has {size} beside the held-out ones; leave n_tokens out to train on all that the "
+                "mix allows, or raise data.epochs."
+            )
+    return [
+        dataclasses.replace(
+            pool, train=pool.train[: _documents_for(pool.train, int(fraction * total), special)]
+        )
+        for pool, fraction in zip(pools, share, strict=True)
+    ]
 
 
 def _n_kept(document: list[int], special: tuple[int, ...]) -> int:

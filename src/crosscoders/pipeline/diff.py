@@ -1,10 +1,12 @@
 """`crosscoders.diff`: the main job in one call."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import ActivationFn, BatchTopK
+from crosscoders.losses import LossTerm
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.run import Run, run
 from crosscoders.training import TrainerConfig
@@ -21,6 +23,7 @@ def diff(
     hook_name: str = "half",
     n_tokens: int | None = None,
     activation_fn: ActivationFn | None = None,
+    objective: Sequence[LossTerm] = (),
     tokenizer: Any = None,
     data: DataConfig | None = None,
     training: TrainerConfig | None = None,
@@ -37,7 +40,8 @@ def diff(
         n_latents: Dictionary size; 4 to 32 times the width of one model is usual.
         hook_name: TransformerLens hook read in both models; "half" is half depth.
         n_tokens: Tokens of the text to train on; None for all that is not held out.
-        activation_fn: `BatchTopK(k=100)` if None.
+        activation_fn: `BatchTopK(k=100)` if None; `ReLU()` trains the paper's objective.
+        objective: Loss terms; empty for the field's choice for this activation function.
         tokenizer: Needed if modules come without one.
         data: How tokens are packed, held out and served; its `n_tokens` gives way to the argument.
         training: Optimizer and schedule.
@@ -62,6 +66,7 @@ def diff(
         n_latents=n_latents,
         hook_name=hook_name,
         activation_fn=activation_fn or BatchTopK(k=100),
+        objective=tuple(objective),
         seed=seed,
         device=device,
         data=DataConfig(**settings),
