@@ -1,9 +1,7 @@
 """`crosscoders demo`: the main job on the bundled pair, then its latents per category, and steering."""
 
 import dataclasses
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,46 +9,35 @@ from torch import Tensor
 
 from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
-from crosscoders.activation_fns import BatchTopK
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.harvest import ModelSources
 from crosscoders.interventions import AddVector, SteeringHook, random_vector_like
 from crosscoders.latents import LatentTable, tabulate_latents
-from crosscoders.losses import AuxK, Reconstruction
+from crosscoders.pipeline.bundled import (
+    TEMPERATURE,
+    DemoData,
+    bundled_sources,
+    demo_config,
+    demo_corpus,
+    demo_data,
+    split_corpus,
+)
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents
-from crosscoders.pipeline.config import DataConfig, RunConfig
-from crosscoders.pipeline.corpus import Corpus
+from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.run import Run, run_on
 from crosscoders.pipeline.steering import SteeringSweep, steering_sweep
 from crosscoders.provenance import write_manifest
 from crosscoders.reasoning.snippets import top_snippets
 from crosscoders.report.figures.steering import steering_curves
-from crosscoders.training import TrainerConfig
-from crosscoders.zoo import model_path
-from crosscoders.zoo.arithmetic import sample_problem
-from crosscoders.zoo.base_text import prompt
 from crosscoders.zoo.corpus import (
-    ORIGINS,
-    SAMPLE,
     LabelledTokens,
     category_contrasts,
-    pack_labelled,
-    write_documents,
 )
-from crosscoders.zoo.measure import answer_problems, held_out_problems
-from crosscoders.zoo.parser import parse
-from crosscoders.zoo.text import FORMS, LabelledText
-from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
+from crosscoders.zoo.measure import held_out_problems
+from crosscoders.zoo.text import FORMS
+from crosscoders.zoo.vocabulary import token_ids
 
-FAMILY = "tiny-reasoner"
-# Later than half depth, where one latent tells onsets of self-reflection better: AUROC on the scoring split
-# 0.905, 0.897, 0.945 at the inputs of blocks 3, 4, 5 (one run each; 1.0M, 0.7M, 0.6M tokens; 2026-11).
-HOOK_NAME = "blocks.5.hook_resid_pre"
 STRENGTHS = (-0.6, -0.3, 0.0, 0.3, 0.6)
-TEMPERATURE = 1.0
-_TRAIN_SHARES = {"story": 0.2, "drill": 0.15, "solution": 0.2, "trace": 0.45}
-_HELD_OUT_TOKENS = 50_000  # of each kind of text
-_N_SAMPLES = 700
 N_STEERED, STEERING_SEED = 200, 7
 _SNIPPET_ROWS, _N_SNIPPETS = 300, 3
 _CATEGORY_HEAD = (
@@ -60,100 +47,6 @@ _CATEGORY_HEAD = (
     "function: is this marker word the act, or another use of the same word?",
     "Below each: where the latent fires most among the tokens asked about.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoData:
-    """Training rows and two labeled held-out splits: latents are chosen on `choose`, scored on `score`."""
-
-    train: LabelledTokens
-    choose: LabelledTokens
-    score: LabelledTokens
-
-
-def demo_config(out: str, *, seed: int = 0) -> RunConfig:
-    """The configuration of the demo's crosscoder."""
-    return RunConfig(
-        base=f"zoo:{FAMILY}/base",
-        distilled=f"zoo:{FAMILY}/distilled",
-        text=f"zoo:{FAMILY}",
-        out=out,
-        n_latents=1024,
-        hook_name=HOOK_NAME,
-        activation_fn=BatchTopK(k=32, k_initial=200, anneal_fraction=0.5),
-        objective=(Reconstruction(), AuxK(weight=1.0, k_aux=64)),
-        seed=seed,
-        data=DataConfig(n_tokens=1_200_000, batch_tokens=2048),
-        training=TrainerConfig(lr=2e-3, log_every_steps=20),
-    )
-
-
-def samples(sources: ModelSources, *, n: int, seed: int, name: str = "distilled") -> list[LabelledText]:
-    """A model's own answers to training-side problems at temperature 1, labelled by the grammar's parser."""
-    rng = random.Random(f"samples/{seed}")
-    problems = [sample_problem(rng) for _ in range(n)]
-    answers = answer_problems(
-        sources.models[name], problems, temperature=TEMPERATURE, generator=torch.Generator().manual_seed(seed)
-    )
-    end = token_ids()[END_OF_TEXT]
-    texts = [
-        [*encode(prompt(p)), *(i for i in ids if i != end)] for p, ids in zip(problems, answers, strict=True)
-    ]
-    return [parse(ids, origin=SAMPLE) for ids in texts]
-
-
-def demo_data(sources: ModelSources, config: RunConfig) -> DemoData:
-    """Fresh text of every kind; seeds are apart from those that trained the models."""
-    seed = 10 * config.seed + 1000
-    assert config.data.n_tokens is not None  # `demo_config` says how many
-    n_train = config.data.n_tokens
-    train = [
-        t
-        for origin, share in _TRAIN_SHARES.items()
-        for t in write_documents(origin, n_tokens=int(share * n_train), seed=seed)
-    ]
-    random.Random(seed).shuffle(train)
-    held_out = [
-        [
-            t
-            for origin in _TRAIN_SHARES
-            for t in write_documents(origin, n_tokens=_HELD_OUT_TOKENS // 2, seed=seed + split)
-        ]
-        + samples(sources, n=_N_SAMPLES // 2, seed=seed + split)
-        for split in (1, 2)
-    ]
-    length = config.data.sequence_length
-    return DemoData(
-        train=pack_labelled(train, length=length),
-        choose=pack_labelled(held_out[0], length=length),
-        score=pack_labelled(held_out[1], length=length),
-    )
-
-
-def demo_corpus(data: DemoData) -> Corpus:
-    """Both held-out splits together, with the grammar's questions as answers."""
-    both = [data.choose, data.score]
-    answers = [category_contrasts(labels) for labels in both]
-    return Corpus(
-        train=data.train.tokens,
-        held_out=torch.cat([labels.tokens for labels in both]),
-        origin=torch.cat([labels.origin for labels in both]),
-        origins=ORIGINS,
-        answers={name: torch.cat([answer[name] for answer in answers]) for name in answers[0]},
-        exclude_token_ids=(token_ids()[END_OF_TEXT],),
-    )
-
-
-def split_corpus(labels: LabelledTokens) -> Corpus:
-    """One labelled split as something to measure on."""
-    return Corpus(
-        train=labels.tokens[:0],
-        held_out=labels.tokens,
-        origin=labels.origin,
-        origins=ORIGINS,
-        answers=category_contrasts(labels),
-        exclude_token_ids=(token_ids()[END_OF_TEXT],),
-    )
 
 
 def split_table(
@@ -270,8 +163,7 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
         say: Gets each piece of text as it is ready.
     """
     config = demo_config(out, seed=seed)
-    models = {name: str(model_path(FAMILY, name)) for name in ("base", "distilled")}
-    sources = load_sources(models, hook_name=config.hook_name)
+    sources = bundled_sources(config)
     data = demo_data(sources, config)
     run = run_on(sources, demo_corpus(data), config)
     say(run.summary())
