@@ -17,9 +17,9 @@ from pathlib import Path
 
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.pipeline.bundled import FAMILY, DemoData, demo_config, demo_corpus, demo_data
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents, shuffled
 from crosscoders.pipeline.config import RunConfig
-from crosscoders.pipeline.bundled import FAMILY, DemoData, demo_config, demo_corpus, demo_data
 from crosscoders.pipeline.demo import split_table
 from crosscoders.pipeline.run import fit_crosscoder
 from crosscoders.zoo import model_path

@@ -12,8 +12,8 @@ from benchmarks.kernels.problem import Problem
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
 from crosscoders.harvest import ModelSources, load_sources
-from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.bundled import FAMILY, demo_config
+from crosscoders.pipeline.config import RunConfig
 from crosscoders.training import Trainer
 from crosscoders.zoo import model_path
 from crosscoders.zoo.corpus import pack_labelled, write_documents
