@@ -1,16 +1,33 @@
 """Sparse crosscoders that say what distillation changed between two language models."""
 
+import crosscoders.experiments as experiments
+import crosscoders.geometry as geometry
+import crosscoders.interventions as interventions
 import crosscoders.kernels as kernels
 import crosscoders.losses as losses
 import crosscoders.metrics as metrics
 import crosscoders.models as models
+import crosscoders.reasoning as reasoning
 from crosscoders._version import __version__
 from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
 from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
+from crosscoders.experiments import (
+    Finding,
+    Material,
+    Prompt,
+    Reproduction,
+    Study,
+    bundled_plan,
+    open_study,
+    plan_from_toml,
+    reproduce,
+    run_experiment,
+)
+from crosscoders.geometry import GeometryProbe, WordTask, read_word_tasks
 from crosscoders.harvest import ModelSources, load_sources
-from crosscoders.interventions import AddVector, SteeringHook
+from crosscoders.interventions import Ablate, Add, AddVector, Clamp, Scale, SteeringHook
 from crosscoders.kernels import SparseLatents
 from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
 from crosscoders.losses import (
@@ -25,62 +42,91 @@ from crosscoders.losses import (
     TanhSparsity,
 )
 from crosscoders.models import LanguageModel, load_model
-from crosscoders.pipeline.config import DataConfig, RunConfig
+from crosscoders.pipeline.config import DataConfig, RunConfig, TextPart
 from crosscoders.pipeline.diff import diff
 from crosscoders.pipeline.run import Run
 from crosscoders.pretrained import from_pretrained
+from crosscoders.reasoning import EndpointConfig, LexicalAnnotator, LLMAnnotator
+from crosscoders.report.inspection import Inspection, inspect_text
 from crosscoders.sources import Source, scale_from_mean_norm
 from crosscoders.training import Callback, History, ProgressBar, StepReport, Trainer, TrainerConfig
 
 __all__ = [
+    "Ablate",
     "ActivationBuffer",
     "ActivationFn",
     "AdapterMismatchError",
+    "Add",
     "AddVector",
     "AuxK",
     "BatchTopK",
     "Callback",
     "CheckpointError",
+    "Clamp",
     "Crosscoder",
     "CrosscoderConfig",
     "CrosscoderOutput",
     "CrosscodersError",
     "DataConfig",
     "DecoderNormL1",
+    "EndpointConfig",
+    "Finding",
+    "GeometryProbe",
     "History",
+    "Inspection",
     "JumpReLU",
     "JumpReLUL0",
     "KernelUnavailableError",
+    "LLMAnnotator",
     "LanguageModel",
     "LatentTable",
+    "LexicalAnnotator",
     "LossBreakdown",
     "LossContext",
     "LossTerm",
+    "Material",
     "ModelSources",
     "PreActivation",
     "ProgressBar",
+    "Prompt",
     "ReLU",
     "Reconstruction",
+    "Reproduction",
     "Run",
     "RunConfig",
+    "Scale",
     "Source",
     "SparseLatents",
     "SteeringHook",
     "StepReport",
+    "Study",
     "TanhSparsity",
+    "TextPart",
     "TokenBatch",
     "TopK",
     "Trainer",
     "TrainerConfig",
+    "WordTask",
     "__version__",
+    "bundled_plan",
     "diff",
+    "experiments",
     "from_pretrained",
+    "geometry",
+    "inspect_text",
+    "interventions",
     "kernels",
     "load_model",
     "load_sources",
     "losses",
     "metrics",
     "models",
+    "open_study",
+    "plan_from_toml",
+    "read_word_tasks",
+    "reasoning",
+    "reproduce",
+    "run_experiment",
     "scale_from_mean_norm",
     "tabulate_latents",
 ]

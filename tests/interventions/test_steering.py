@@ -256,6 +256,85 @@ def test_the_cache_gets_its_own_methods_back(hf_model: Qwen2ForCausalLM, crossco
     assert "reorder_cache" not in vars(cache)
 
 
+def test_a_second_cache_in_the_middle_of_a_generation_raises(
+    hf_model: Qwen2ForCausalLM, crosscoder: Crosscoder
+) -> None:
+    with torch.no_grad(), SteeringHook(crosscoder, {4: 1.0}, source="base", after=MARKER).on(hf_model):
+        first = hf_model(random_tokens(2, 4), use_cache=True).past_key_values
+        hf_model(random_tokens(2, 5), use_cache=True)
+        with pytest.raises(RuntimeError, match="in none or in another"):
+            hf_model(random_tokens(2, 1), past_key_values=first)
+
+
+def test_repeated_rows_of_a_cache_keep_their_own_history(
+    model: LanguageModel, hf_model: Qwen2ForCausalLM, crosscoder: Crosscoder
+) -> None:
+    tokens, hook = (
+        torch.tensor([[9, MARKER, 4], [5, 6, 7]]),
+        SteeringHook(crosscoder, {4: 1.5}, source="base", after=MARKER),
+    )
+    more = random_tokens(4, 2)
+    with hook.on(hf_model), torch.no_grad():
+        cache = hf_model(tokens, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(2)
+        cached = hf_model(more, past_key_values=cache).logits
+        whole = model.logits(torch.cat([tokens.repeat_interleave(2, dim=0), more], dim=1))
+    assert_close(cached, whole[:, 3:], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_is_seen_in_the_masks_of_a_static_cache(
+    hf_model: Qwen2ForCausalLM, crosscoder: Crosscoder, attention: str
+) -> None:
+    hf_model.set_attn_implementation(attention)
+    longest = max(map(len, PROMPTS))
+    padded = torch.tensor([[MARKER] * (longest - len(p)) + p for p in PROMPTS])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS])
+    answers = []
+    for cache in ("dynamic", "static"):
+        with SteeringHook(crosscoder, {4: 1.5}, source="base", after=MARKER, from_position=2).on(hf_model):
+            out = hf_model.generate(
+                padded, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None,
+                pad_token_id=0, cache_implementation=cache,
+            )  # fmt: skip
+        answers.append(out.tolist())
+    assert answers[0] == answers[1]
+
+
+def test_chosen_positions_count_without_padding(model: LanguageModel, crosscoder: Crosscoder) -> None:
+    hook = SteeringHook(crosscoder, {4: 3.0}, source="distilled", positions=(0, 2, 5))
+
+    def change(stream: Tensor, tokens: list[int]) -> Tensor:
+        is_chosen = torch.isin(torch.arange(len(tokens)), torch.tensor([0, 2, 5]))
+        return stream + hook.vector * is_chosen[None, :, None]
+
+    by_hand = [manual_greedy(model, p, hook_name=HOOKS["distilled"], change=change, n=8) for p in PROMPTS]
+    assert by_hand != generate(model, PROMPTS, max_new_tokens=8, stop_ids=())
+    with hook.on(model):
+        assert generate(model, PROMPTS, max_new_tokens=8, stop_ids=()) == by_hand
+
+
+def test_padding_on_the_right_is_never_chosen(
+    model: LanguageModel, hf_model: Qwen2ForCausalLM, crosscoder: Crosscoder
+) -> None:
+    tokens, mask = torch.full((2, 6), 5), torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    seen: list[Tensor] = []
+    limits = ({"positions": range(9)}, {"from_position": 1}, {"at_tokens": (5,)}, {"positions": (1, 3, 5)})
+    for limit in limits:
+        hook = SteeringHook(crosscoder, {4: 3.0}, source="base", **limit)
+        with hook.on(model), model.edit(HOOKS["base"], lambda stream: seen.append(stream) or stream):
+            hf_model(tokens, attention_mask=mask)
+    with model.edit(HOOKS["base"], lambda stream: seen.append(stream) or stream):
+        hf_model(tokens, attention_mask=mask)
+    changed = [(stream != seen[-1]).any(dim=2).int().tolist() for stream in seen[:-1]]
+    assert changed == [
+        [[1, 1, 1, 1, 0, 0], [1] * 6],
+        [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]],
+        [[1, 1, 1, 1, 0, 0], [1] * 6],
+        [[0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 1]],
+    ]
+
+
 def test_a_random_control_has_the_same_norm_and_another_direction(generator: torch.Generator) -> None:
     vector = torch.arange(1.0, 17.0)
     controls = torch.stack([random_vector_like(vector, generator=generator) for _ in range(400)])
@@ -270,7 +349,7 @@ def test_unusable_requests_raise(model: LanguageModel, crosscoder: Crosscoder) -
         SteeringHook(crosscoder, {24: 1.0}, source="base")
     with pytest.raises(ValueError, match="names no hook"):
         SteeringHook(crosscoder, {0: 1.0}, source="own tensors")
-    with pytest.raises(ValueError, match="strengths is empty"):
+    with pytest.raises(ValueError, match="edits is empty"):
         SteeringHook(crosscoder, {}, source="base")
     with pytest.raises(ValueError, match="NaN or infinite"):
         SteeringHook(crosscoder, {0: float("nan")}, source="base")

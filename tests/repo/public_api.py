@@ -11,7 +11,20 @@ from typing import Any
 _PACKAGES = re.compile(
     r"\b(jaxtyping|torch|collections\.abc|typing|pathlib|_C|nn\.modules\.module|crosscoders(\.\w+)*)\."
 )
-NAMESPACES = ["", "activation_fns", "models", "kernels", "training", "testing", "metrics", "losses"]
+NAMESPACES = [
+    "",
+    "activation_fns",
+    "models",
+    "kernels",
+    "training",
+    "testing",
+    "metrics",
+    "losses",
+    "reasoning",
+    "interventions",
+    "geometry",
+    "experiments",
+]
 
 
 def public_modules() -> dict[str, ModuleType]:

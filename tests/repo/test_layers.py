@@ -11,7 +11,7 @@ from tests.repo.source_tree import Import, imports_of, read_modules
 # it. Inside a line a unit may import those that stand before it in the same chain ("a < b": b imports a).
 LAYERS: list[list[str]] = [
     ["errors < _typing < _version < _io"],
-    ["sources < metrics", "kernels", "provenance"],
+    ["sources < metrics", "bootstrap", "kernels", "provenance"],
     ["activation_fns"],
     ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
     ["evaluation", "geometry", "pretrained", "reasoning < latents < interventions"],

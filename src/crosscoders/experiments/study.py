@@ -44,6 +44,7 @@ class Material:
         max_new_tokens: Longest answer.
         temperature: Sampling temperature of answers.
         steer_at_tokens: Steer only where one of these ids was read; None steers at every position.
+        steer_after: Steer only after this marker, such as "<think>"; None steers from the start.
         roles: Role of each held-out token, an index into `role_names`, or -1; None where unknown.
         role_names: Such as template, prompt, thought, answer.
         word_tasks: Word pairs by task, for the geometry experiment.
@@ -57,6 +58,7 @@ class Material:
     max_new_tokens: int = 240
     temperature: float = 1.0
     steer_at_tokens: tuple[int, ...] | None = None
+    steer_after: str | None = None
     roles: Int[Tensor, "held_out pos"] | None = None
     role_names: tuple[str, ...] = ()
     word_tasks: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
@@ -127,22 +129,13 @@ class Finding:
         return cls(**values)
 
     @typed
-    def write(self, folder: Path, *, settings: Mapping[str, Any]) -> None:
+    def write(self, folder: Path, *, made_from: Mapping[str, Any]) -> None:
         """Write `summary.txt` and, last, `finding.json`, which marks the experiment as complete.
 
         Args:
             folder: The experiment's folder.
-            settings: The options that it ran with, JSON-ready.
+            made_from: What it was made from, such as its options, JSON-ready.
         """
-        text = "\n".join(
-            [
-                self.title,
-                "",
-                f"Paper: {self.claim or 'nothing of the kind.'}",
-                f"Here:  {self.verdict}",
-                "",
-                *self.lines,
-            ]
-        )
-        atomic_write_text(folder / "summary.txt", text + "\n")
-        atomic_write_json(folder / "finding.json", {**self.to_dict(), "settings": dict(settings)})
+        said = [f"Paper: {self.claim or 'nothing of the kind.'}", f"Here:  {self.verdict}"]
+        atomic_write_text(folder / "summary.txt", "\n".join([self.title, "", *said, "", *self.lines]) + "\n")
+        atomic_write_json(folder / "finding.json", {"finding": self.to_dict(), "made_from": dict(made_from)})

@@ -1,7 +1,7 @@
-"""Adding a fixed vector to the residual stream of a running model, everywhere or after a marker."""
+"""Adding a fixed vector to the residual stream of a running model, everywhere or at chosen positions."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscoders._typing import typed
+from crosscoders.interventions.positions import Positions
+from crosscoders.interventions.site import SiteForward, edit_site
 from crosscoders.models.base import LanguageModel
 from crosscoders.models.load import load_model
-from crosscoders.models.trace import TokenTrace
 
 
 class AddVector:
@@ -26,10 +27,11 @@ class AddVector:
         after: Add only at positions strictly after this marker's first occurrence in the row: text (of a
             model that brings a tokenizer), one token id, or several ids in a row. None is everywhere.
         from_position: Add only from this position of the row on, counted without left padding.
+        positions: Add only at these positions of the row, counted without left padding. None is any.
         at_tokens: Add only where the token read is one of these ids. None is any token.
 
     Raises:
-        ValueError: A vector that is not finite, a negative position, or an empty `at_tokens`.
+        ValueError: A vector that is not finite, a negative position, or empty `positions` or `at_tokens`.
 
     Example:
         with AddVector(direction, hook_name="half").on(model):
@@ -44,25 +46,35 @@ class AddVector:
         hook_name: str,
         after: str | int | Sequence[int] | None = None,
         from_position: int = 0,
+        positions: Sequence[int] | None = None,
         at_tokens: Sequence[int] | None = None,
     ) -> None:
-        if at_tokens is not None and len(at_tokens) == 0:
-            raise ValueError(f"AddVector at {hook_name!r}: at_tokens is empty; None adds at every token.")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"AddVector at {hook_name!r}: the vector holds NaN or infinite entries.")
-        if from_position < 0:
-            raise ValueError(f"AddVector: from_position must be at least 0, got {from_position}.")
         self.vector = vector.detach().clone()
         self.hook_name = hook_name
-        self.after = after
-        self.from_position = from_position
-        self.at_tokens = None if at_tokens is None else tuple(at_tokens)
+        self.where = Positions(
+            owner=f"AddVector at {hook_name!r}",
+            after=after,
+            from_position=from_position,
+            positions=positions,
+            at_tokens=at_tokens,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The hook as JSON-ready facts, for result records."""
+        return {
+            "kind": "add_vector",
+            "hook_name": self.hook_name,
+            "norm": float(self.vector.norm()),
+            "where": self.where.describe(),
+        }
 
     @contextmanager
     def on(self, model: Any) -> Iterator[LanguageModel]:
         """Act on every forward of a model while the block runs, `generate` with a KV cache included.
 
-        With `after` or `from_position`, enter the block before a generation starts, not in its middle.
+        If it is limited to positions, enter the block before a generation starts, not in its middle.
 
         Args:
             model: LanguageModel, plain Hugging Face causal language model, or TransformerBridge.
@@ -73,32 +85,19 @@ class AddVector:
         Raises:
             ValueError: The vector does not fit the model, or the marker cannot be turned into token ids.
         """
-        target = model if isinstance(model, LanguageModel) else load_model(model, name=type(model).__name__)
-        if self.vector.shape[0] != target.d_model:
-            raise ValueError(
-                f"AddVector at {self.hook_name!r}: the vector has width {self.vector.shape[0]}, but the "
-                f"residual stream of {target.name!r} has {target.d_model}; is this the "
-                "model of the right source?"
-            )
-        marker = None if self.after is None else _marker_ids(self.after, target)
-        with ExitStack() as stack:
-            trace = None
-            if marker is not None or self.from_position > 0 or self.at_tokens is not None:
-                trace = stack.enter_context(target.trace_tokens())
-            stack.enter_context(target.edit(self.hook_name, self._adding(trace, marker)))
+        what = f"AddVector at {self.hook_name!r}: the vector"
+        target = as_target(model, d_model=self.vector.shape[0], what=what)
+        with (
+            self.where.on(target) as chosen,
+            edit_site(target, self.hook_name) as site,
+            site.part(self._adding(chosen)),
+        ):
             yield target
 
-    def _adding(self, trace: TokenTrace | None, marker: tuple[int, ...] | None) -> Callable[[Tensor], Tensor]:
-        def add(activation: Tensor) -> Tensor:
-            vector = self.vector.to(device=activation.device, dtype=activation.dtype)
-            if trace is None:
-                return activation + vector
-            is_chosen = trace.positions() >= self.from_position
-            if marker is not None:
-                is_chosen = is_chosen & trace.is_after(marker)
-            if self.at_tokens is not None:
-                is_chosen = is_chosen & trace.is_token(self.at_tokens)
-            return torch.where(is_chosen[:, :, None], activation + vector, activation)
+    def _adding(self, chosen: Callable[[], Tensor | None]) -> Callable[[SiteForward], Tensor]:
+        def add(forward: SiteForward) -> Tensor:
+            vector = self.vector.to(device=forward.activation.device, dtype=forward.dtype)
+            return only_at(chosen(), vector)
 
         return add
 
@@ -120,22 +119,32 @@ def random_vector_like(
     return (direction / direction.norm()).to(vector.device) * vector.float().norm()
 
 
-def _marker_ids(after: str | int | Sequence[int], model: LanguageModel) -> tuple[int, ...]:
-    if isinstance(after, str):
-        if model.tokenizer is None:
-            raise ValueError(
-                f"after={after!r} needs a tokenizer, but {model.name!r} has none; pass token ids, or a "
-                "LanguageModel made with load_model(model, name=..., tokenizer=...)."
-            )
-        ids = tuple(model.tokenizer(after, add_special_tokens=False)["input_ids"])
-        if model.tokenizer.unk_token_id is not None and model.tokenizer.unk_token_id in ids:
-            raise ValueError(
-                f"after={after!r} is not in the vocabulary of {model.name!r}: its ids are {ids}."
-            )
-    else:
-        ids = (after,) if isinstance(after, int) else tuple(after)
-    if not ids or min(ids) < 0 or max(ids) >= model.n_vocab:
+def only_at(chosen: Tensor | None, delta: Tensor) -> Tensor:
+    """An addition at the chosen positions and zero elsewhere.
+
+    Args:
+        chosen: [batch pos]; None is all.
+        delta: [d_model] or [batch pos d_model].
+    """
+    return delta if chosen is None else delta.where(chosen[:, :, None], 0.0)
+
+
+@typed
+def as_target(model: Any, *, d_model: int, what: str) -> LanguageModel:
+    """A model as a `LanguageModel`, if a vector of this width fits its residual stream.
+
+    Args:
+        model: LanguageModel, plain Hugging Face causal language model, or TransformerBridge.
+        d_model: Width of what will be added.
+        what: Start of the message.
+
+    Raises:
+        ValueError: Another width.
+    """
+    target = model if isinstance(model, LanguageModel) else load_model(model, name=type(model).__name__)
+    if d_model != target.d_model:
         raise ValueError(
-            f"after={after!r} gives the ids {ids}; expected at least one id in [0, {model.n_vocab})."
+            f"{what} has width {d_model}, but the residual stream of {target.name!r} has {target.d_model}; "
+            "is this the model of the right source?"
         )
-    return ids
+    return target

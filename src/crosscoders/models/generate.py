@@ -114,7 +114,7 @@ class _Batch:
             0
         )  # padding is masked out anyway
         self._n_read = 0
-        self._cache = _new_cache(model)
+        self._cache = new_cache(model)
         self._row_of = torch.arange(len(prompts))
         self._is_finished = torch.zeros(len(prompts), dtype=torch.bool)
         self._answers: list[list[int]] = [[] for _ in prompts]
@@ -165,7 +165,12 @@ def _choose(logits: Tensor, *, temperature: float, generator: torch.Generator | 
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
-def _new_cache(model: LanguageModel) -> Any:
+def new_cache(model: LanguageModel) -> Any:
+    """An empty KV cache of the kind that a model needs.
+
+    Args:
+        model: The model that will read and fill it.
+    """
     from transformers import DynamicCache
 
     return DynamicCache(config=model.causal_lm.config)

@@ -1,6 +1,8 @@
 """The bundled pair's text and configuration: what the demo and the experiments train and measure on."""
 
+import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,26 +137,23 @@ def held_out_splits(sources: ModelSources, config: RunConfig) -> tuple[LabelledT
 
 
 def demo_corpus(data: DemoData) -> Corpus:
-    """Both held-out splits together, with the grammar's questions as answers."""
-    both = [data.choose, data.score]
-    answers = [category_contrasts(labels) for labels in both]
+    """The training rows and both held-out splits together."""
+    return dataclasses.replace(held_out_corpus([data.choose, data.score]), train=data.train.tokens)
+
+
+@typed
+def held_out_corpus(splits: Sequence[LabelledTokens]) -> Corpus:
+    """Labeled splits as something to measure on, with the grammar's questions as answers.
+
+    Args:
+        splits: Labeled rows, in the order in which the corpus is to hold them.
+    """
+    answers = [category_contrasts(labels) for labels in splits]
     return Corpus(
-        train=data.train.tokens,
-        held_out=torch.cat([labels.tokens for labels in both]),
-        origin=torch.cat([labels.origin for labels in both]),
+        train=splits[0].tokens[:0],
+        held_out=torch.cat([labels.tokens for labels in splits]),
+        origin=torch.cat([labels.origin for labels in splits]),
         origins=ORIGINS,
         answers={name: torch.cat([answer[name] for answer in answers]) for name in answers[0]},
-        exclude_token_ids=(token_ids()[END_OF_TEXT],),
-    )
-
-
-def split_corpus(labels: LabelledTokens) -> Corpus:
-    """One labelled split as something to measure on."""
-    return Corpus(
-        train=labels.tokens[:0],
-        held_out=labels.tokens,
-        origin=labels.origin,
-        origins=ORIGINS,
-        answers=category_contrasts(labels),
         exclude_token_ids=(token_ids()[END_OF_TEXT],),
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,21 +10,25 @@ from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.harvest import ModelSources
-from crosscoders.interventions import AddVector, SteeringHook, random_vector_like
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.pipeline.bundled import (
-    TEMPERATURE,
     DemoData,
     bundled_sources,
     demo_config,
     demo_corpus,
     demo_data,
-    split_corpus,
+    held_out_corpus,
 )
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.run import Run, run_on
-from crosscoders.pipeline.steering import SteeringSweep, steering_sweep
+from crosscoders.pipeline.steering import (
+    STEERING_SEED,
+    steer_by_latent,
+    steering_figure_data,
+    steering_lines,
+    steering_record,
+)
 from crosscoders.provenance import write_manifest
 from crosscoders.reasoning.snippets import top_snippets
 from crosscoders.report.figures.steering import steering_curves
@@ -33,12 +36,7 @@ from crosscoders.zoo.corpus import (
     LabelledTokens,
     category_contrasts,
 )
-from crosscoders.zoo.measure import held_out_problems
-from crosscoders.zoo.text import FORMS
-from crosscoders.zoo.vocabulary import token_ids
 
-STRENGTHS = (-0.6, -0.3, 0.0, 0.3, 0.6)
-N_STEERED, STEERING_SEED = 200, 7
 _SNIPPET_ROWS, _N_SNIPPETS = 300, 3
 _CATEGORY_HEAD = (
     "",
@@ -53,7 +51,7 @@ def split_table(
     crosscoder: Crosscoder, sources: ModelSources, labels: LabelledTokens, config: RunConfig
 ) -> LatentTable:
     """Every latent's scores on one split."""
-    corpus = split_corpus(labels)
+    corpus = held_out_corpus([labels])
     return tabulate_latents(
         crosscoder, corpus.held_out_batches(sources, config.data), questions=tuple(corpus.answers)
     )
@@ -96,63 +94,6 @@ def _snippets(
     return [str(snippet) for snippet in top_snippets(shown, rows, sources.tokenizer, n=_N_SNIPPETS)]
 
 
-def steering(run: Run, sources: ModelSources, latent: int) -> tuple[SteeringSweep, list[str]]:
-    """Steer the distilled model by a latent, a random direction and the marker's unembedding direction."""
-    model = sources.models["distilled"]
-    stop = (token_ids()["."],)  # where the question was asked that chose the latent
-    unit = SteeringHook(run.crosscoder, {latent: 1.0}, source="distilled")
-    generator = torch.Generator().manual_seed(STEERING_SEED)
-    marker = token_ids()["\u2581" + FORMS["self-reflection"][0]]
-    word = model.causal_lm.get_output_embeddings().weight[marker].detach()
-    controls = {
-        "random direction": random_vector_like(unit.vector, generator=generator),
-        "unembedding of 'Wait'": word / word.norm() * unit.vector.norm(),
-    }
-    hooks: dict[str, Callable[[float], SteeringHook | AddVector]] = {
-        f"latent {latent}": lambda strength: SteeringHook(
-            run.crosscoder, {latent: strength}, source="distilled", at_tokens=stop
-        )
-    }
-    for name, vector in controls.items():
-        hooks[name] = partial(_add, vector, unit.source.hook_name, stop)
-    sweep = steering_sweep(
-        model,
-        held_out_problems(N_STEERED, seed=STEERING_SEED),
-        hooks=hooks,
-        strengths=STRENGTHS,
-        temperature=TEMPERATURE,
-        seed=STEERING_SEED,
-    )
-    return sweep, _steering_lines(sweep)
-
-
-def _add(vector: Tensor, hook_name: str, at_tokens: tuple[int, ...], strength: float) -> AddVector:
-    return AddVector(strength * vector, hook_name=hook_name, at_tokens=at_tokens)
-
-
-def _steering_lines(sweep: SteeringSweep) -> list[str]:
-    rows: list[tuple[str, ...]] = [("direction", "strength", "reflections", "accuracy", "tokens", "finished")]
-    for name, row in sweep.behaviours.items():
-        for strength, b in zip(sweep.strengths, row, strict=True):
-            figures = (strength, b.reflections_per_answer, b.accuracy, b.tokens_per_answer, b.finished)
-            rows.append((name, *(f"{figure:.2f}" for figure in figures)))
-    return [
-        "",
-        f"Steering the distilled model on {N_STEERED} held-out problems (temperature {TEMPERATURE});",
-        "at full stops; strength in units of the mean residual norm, figures per answer:",
-        *(f"{name:24}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows),
-    ]
-
-
-def _steering_record(sweep: SteeringSweep) -> dict[str, list[dict[str, float]]]:
-    return {
-        name: [
-            {"strength": strength, **b.to_dict()} for strength, b in zip(sweep.strengths, row, strict=True)
-        ]
-        for name, row in sweep.behaviours.items()
-    }
-
-
 @typed
 def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
     """Run everything and say what came out.
@@ -170,20 +111,13 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
     chosen, lines = category_latents(run, sources, data, config)
     assert (chosen[0].kind, chosen[0].category) == ("onset", "self-reflection")
     say("\n".join(lines))
-    sweep, lines = steering(run, sources, chosen[0].latent)
-    say("\n".join(lines))
-    atomic_write_json(run.out / "categories.json", [dataclasses.asdict(found) for found in chosen])
-    atomic_write_json(run.out / "steering.json", _steering_record(sweep))
+    found = steer_by_latent(run.crosscoder, sources.models["distilled"], chosen[0].latent)
+    say("\n".join(steering_lines(found)))
+    atomic_write_json(run.out / "categories.json", [dataclasses.asdict(latent) for latent in chosen])
+    atomic_write_json(run.out / "steering.json", steering_record(found))
     try:
         figure = run.out / "figures" / "steering.png"
-        measures = {
-            "reflections per answer": "reflections_per_answer",
-            "accuracy": "accuracy",
-            "tokens per answer": "tokens_per_answer",
-        }
-        steering_curves(
-            {title: sweep.values(name) for title, name in measures.items()}, list(sweep.strengths), figure
-        )
+        steering_curves(steering_figure_data(found), list(found.strengths), figure)
     except ImportError as err:
         say(f"No steering figure: {err}")
     write_manifest(run.out)

@@ -1,10 +1,10 @@
 """The paper's four reasoning categories and the phrases that open them."""
 
+from crosscoders.reasoning.lexicon import PACKAGED_LEXICON, parse_lexicon
+
 CATEGORIES: tuple[str, ...] = ("self-reflection", "deductive", "alternative", "contrastive")
 
+# The phrases of the packaged lexicon.toml; `read_lexicon` gives its patterns too, and reads edited copies.
 LEXICON: dict[str, tuple[str, ...]] = {
-    "self-reflection": ("Wait", "Hmm", "Hold on", "Let me check", "Let me double-check"),
-    "deductive": ("Therefore", "Thus", "So", "Hence"),
-    "alternative": ("Alternatively", "Another way", "Another approach"),
-    "contrastive": ("But", "However", "Yet"),
+    category: words.phrases for category, words in parse_lexicon(PACKAGED_LEXICON).items()
 }

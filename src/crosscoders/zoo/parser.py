@@ -182,7 +182,13 @@ def reflections(ids: Sequence[int]) -> int:
 
 
 @typed
-def final_answer(ids: Sequence[int]) -> int | None:
+def stated_answer(text: str) -> int | None:
     """The last `Answer: N.` of a text, or None."""
-    found = _ANSWER.findall(to_text(ids))
+    found = _ANSWER.findall(text)
     return int(found[-1]) if found else None
+
+
+@typed
+def final_answer(ids: Sequence[int]) -> int | None:
+    """The last `Answer: N.` of a text given as token ids, or None."""
+    return stated_answer(to_text(ids))

@@ -1,9 +1,12 @@
 """Figures of decoder norms: who owns which latent."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.latents import LatentTable
@@ -54,6 +57,37 @@ def nrn_histogram(table: LatentTable, path: Path) -> None:
         axes.legend(frameon=False)
 
     draw(path, paint)
+
+
+@typed
+def nrn_conventions(
+    values: Mapping[str, Float[Tensor, " _fired"]], path: Path, *, names: tuple[str, str], n_bins: int = 40
+) -> None:
+    """One histogram of NRN per convention, under one another on one axis.
+
+    Args:
+        values: NRN of the latents that fire, by the convention's label.
+        path: PNG file to write, the SVG beside it.
+        names: First and second source.
+        n_bins: Bins between 0 and 1.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    edges = torch.linspace(0, 1, n_bins + 1).tolist()
+
+    def paint(figure: Any) -> None:
+        panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, (label, nrn) in zip(panels, values.items(), strict=True):
+            axes.hist(nrn.tolist(), bins=edges, color=BLUE)
+            axes.axvline(0.5, color=GRAY, linewidth=0.8, linestyle=":")
+            mean = float(nrn.double().mean())
+            axes.axvline(mean, color=ORANGE, linewidth=1.2, linestyle="--")
+            axes.set_title(f"{label}: mean {mean:.3f} (dashed)", fontsize=9, loc="left")
+            axes.set(yscale="log", xlim=(0, 1), ylabel="latents")
+        panels[-1].set_xlabel(f"NRN (0 = only {names[0]}, 1 = only {names[1]})")
+
+    draw(path, paint, size=(6.4, 1.7 * len(values)))
 
 
 @typed
