@@ -1,4 +1,5 @@
 # make demo        two bundled models in, a crosscoder and an honest diff out
+# make reproduce   every experiment of the paper on the bundled pair, into runs/reproduce; under 20 minutes
 # make test        the default tests: CPU, offline, a few minutes
 # make test-all    the same and the slow tier
 # make bench       peers, each into its own environment, and every CPU measurement; under 15 minutes
@@ -16,10 +17,13 @@ BENCH := .venv-bench
 PEERS := llamascopium eai-sparsify sae-lens dictionary-learning
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all bench bench-peers lint types wheel clean
+.PHONY: demo reproduce test test-all bench bench-peers lint types wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/crosscoders demo
+
+reproduce: $(INSTALLED)
+	$(BIN)/crosscoders reproduce --pair tiny-reasoner
 
 test: $(INSTALLED)
 	$(PYTEST)

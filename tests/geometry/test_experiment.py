@@ -96,7 +96,7 @@ def test_structure_covers_models_and_decoders(finding_and_folder) -> None:
 def test_verdict_of_a_model_beside_itself_is_no_difference(tmp_path: Path) -> None:
     study = toy_study(toy_model())
     verdict = geometry_experiment(study, OPTIONS, folder=tmp_path).verdict
-    assert verdict.startswith("neither of the paper's findings shows")
+    assert verdict.startswith("Neither of the paper's findings shows")
     assert "better structured in 0 of 2 tasks and the base in 0" in verdict
     assert "control" not in verdict
 
@@ -119,7 +119,7 @@ def test_verdict_comes_out_either_way(tmp_path: Path, straight_one: str) -> None
     verdict = geometry_experiment(
         dataclasses.replace(study, sources=sources), options, folder=tmp_path
     ).verdict
-    where = {"distilled": "the paper's finding at 14B shows", "base": "the paper's finding at 1.5B shows"}
+    where = {"distilled": "The paper's finding at 14B shows", "base": "The paper's finding at 1.5B shows"}
     assert verdict.startswith(where[straight_one])
 
 

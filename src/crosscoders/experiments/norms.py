@@ -86,7 +86,7 @@ def norms_experiment(study: Study, options: NormsOptions, *, folder: Path) -> Fi
     return Finding(
         name="norms",
         title="Which latents belong to one model: decoder norms",
-        claim="a tail of latents with NRN near 1 belongs to the distilled model, one near 0 to the base; "
+        claim="A tail of latents with NRN near 1 belongs to the distilled model, one near 0 to the base; "
         "the mean NRN grows with model size.",
         verdict=_verdict(rows, int(fired.sum()), options, names=(study.base, study.distilled)),
         lines=tuple(_lines(rows)),
@@ -137,7 +137,7 @@ def _verdict(rows: list[dict[str, Any]], n: int, options: NormsOptions, *, names
         else "A screen only: none of them has been verified."
     )
     return (
-        f"of {n} latents that fire, beyond NRN {options.high:g} or {options.low:g}: {found}; mean NRN "
+        f"Of {n} latents that fire, beyond NRN {options.high:g} or {options.low:g}: {found}; mean NRN "
         f"{mean:.3f} (L1, normalized). {tail}"
     )
 

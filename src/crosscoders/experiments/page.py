@@ -7,6 +7,7 @@ from pathlib import Path
 from crosscoders._io import atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.experiments.study import Finding
+from crosscoders.pipeline.config import RunConfig
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -26,7 +27,8 @@ def write_index(
     folder: Path,
     *,
     title: str,
-    runs: Mapping[str, str],
+    runs: Mapping[str, RunConfig],
+    summaries: Mapping[str, str],
     findings: Mapping[str, Finding],
     skipped: Mapping[str, str],
     seconds: Mapping[str, float],
@@ -36,23 +38,25 @@ def write_index(
     Args:
         folder: The folder of the reproduction.
         title: Heading.
-        runs: Summary of each run, by the run's folder.
+        runs: Configuration of each run by its name.
+        summaries: What each run printed, by the run's folder.
         findings: Findings by their folder.
         skipped: Reasons of experiments that were left out, by the folder they would have had.
         seconds: How long each step took, by folder, where it ran.
     """
     items = [
-        f'<li><a href="#{_text(at)}">{_text(finding.title)}</a> ({_text(at)})</li>'
+        f'<li><a href="#{_text(at)}">{_text(at)}</a>: {_text(finding.title)}</li>'
         for at, finding in findings.items()
     ]
     body = [
         f"<h1>{_text(title)}</h1>",
         "<p>Each experiment says what the paper reports, what shows here, and what the controls say. "
         "All numbers lie in the CSV files.</p>",
-        f"<nav><ul>{''.join(items)}</ul></nav>",
+        f"<p>Crosscoders:</p><ul>{''.join(_config(name, config) for name, config in runs.items())}</ul>",
+        f"<nav><p>Experiments:</p><ul>{''.join(items)}</ul></nav>",
         *(_finding(at, finding, seconds.get(at)) for at, finding in findings.items()),
         *(f'<h2 class="skipped">{_text(at)}: skipped</h2><p>{_text(why)}</p>' for at, why in skipped.items()),
-        *(_run(at, summary) for at, summary in runs.items()),
+        *(_run(at, summary) for at, summary in summaries.items()),
     ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
@@ -72,12 +76,21 @@ def _finding(at: str, finding: Finding, seconds: float | None) -> str:
     links = _links(at, (*finding.tables, "summary.txt"))
     took = "" if seconds is None else f" ({seconds:.0f} s)"
     return (
-        f'<h2 id="{_text(at)}">{_text(finding.title)}</h2><dl>'
+        f'<h2 id="{_text(at)}">{_text(finding.title)} <small>({_text(at)})</small></h2><dl>'
         f"<dt>Paper</dt><dd>{_text(finding.claim or 'nothing of the kind.')}</dd>"
         f"<dt>Here</dt><dd>{_text(finding.verdict)}</dd>"
         f"<dt>Data</dt><dd>{links}{took}</dd></dl>{figures}"
         f"<details><summary>The numbers as text</summary><pre>{_text(lines)}</pre></details>"
     )
+
+
+def _config(name: str, config: RunConfig) -> str:
+    objective = ", ".join(f"{term.name} x {term.weight:g}" for term in config.objective) or "default"
+    said = (
+        f"{config.activation_fn}, {objective}; {config.n_latents} latents at {config.hook_name} of "
+        f"{config.base} and {config.distilled}; seed {config.seed}"
+    )
+    return f"<li><b>{_text(name)}</b>: {_text(said)}</li>"
 
 
 def _run(at: str, summary: str) -> str:

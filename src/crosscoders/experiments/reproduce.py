@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -123,6 +124,9 @@ class _Work:
                 run_on(sources, demo_corpus(demo_data(sources, config)), config, resume=resume)
             else:
                 run(config, resume=resume)
+            if (at / "checkpoints").is_dir():  # nothing is left to resume
+                shutil.rmtree(at / "checkpoints")
+                write_manifest(at)
 
     def experiments_on(self, name: str) -> None:
         """Every experiment of the plan on one run; its models are loaded only if one is still to do."""
@@ -160,7 +164,8 @@ class _Work:
         write_index(
             self.folder,
             title=self.plan.title,
-            runs={
+            runs=self.plan.runs,
+            summaries={
                 f"runs/{name}": (self.folder / "runs" / name / "summary.txt").read_text(encoding="utf-8")
                 for name in self.plan.runs
             },

@@ -27,7 +27,7 @@ def annotation_verdict(counts: Counts, ends: Mapping[str, str]) -> str:
             c = found[end][0]
             random = f"random ones of the same frequency {c.expected:.1f} [{c.low:.0f}, {c.high:.0f}]"
             said.append(f"{name} end {c.found} of {c.n} ({random}): {c.verdict}")
-        parts.append(f"latents with a category {BY[kind]}: {'; '.join(said)}.")
+        parts.append(f"Latents with a category {BY[kind]}: {'; '.join(said)}.")
     top = [BY[kind] for kind, found in counts.items() if found["top"][0].verdict == "more"]
     bottom = [BY[kind] for kind, found in counts.items() if found["bottom"][0].verdict == "more"]
     if not top:

@@ -261,14 +261,14 @@ def _verdict(result: ParallelogramResult, comparisons: _Comparisons, study: Stud
 
 def _pattern(better: int, worse: int, n_tasks: int) -> str:
     if better == n_tasks:
-        return "the paper's finding at 14B shows"
+        return "The paper's finding at 14B shows"
     if worse == n_tasks:
-        return "the paper's finding at 1.5B shows, in every task"
+        return "The paper's finding at 1.5B shows, in every task"
     if worse > better:
-        return "leans to the paper's finding at 1.5B"
+        return "Leans to the paper's finding at 1.5B"
     if better > worse:
-        return "leans to the paper's finding at 14B, but not in every task"
-    return "neither of the paper's findings shows"
+        return "Leans to the paper's finding at 14B, but not in every task"
+    return "Neither of the paper's findings shows"
 
 
 def _lines(

@@ -70,6 +70,8 @@ def _paint_panel(axes: Any, title: str, counts: Sequence[CategoryExcess]) -> Non
         if c.verdict != "as many":
             place = {"xytext": (0, 2), "textcoords": "offset points"}
             axes.annotate(c.verdict, (x - 0.2, c.found), ha="center", fontsize=8, **place)
+    if all(c.found == c.high == 0 for c in counts):
+        axes.text(0.5, 0.5, "none, as expected", ha="center", va="center", transform=axes.transAxes)
     axes.set_title(title, fontsize=9)
     axes.set_xticks(at, [c.category for c in counts], rotation=20, ha="right", fontsize=8)
     axes.margins(y=0.15)
