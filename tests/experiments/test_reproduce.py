@@ -1,6 +1,8 @@
 """All experiments on a pair from files: what is written, what is done again, what is refused."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,41 @@ def test_a_changed_option_redoes_only_its_experiment(reproduction, plan_text, tm
     assert run(plan_text, reproduction, tmp_path) == 0
 
 
+def test_another_configuration_of_a_run_is_trained_anew(reproduction, plan_text, tmp_path, capsys):
+    """Also after an interruption in between, and never from the other configuration's checkpoints."""
+    out = tmp_path / "copy"
+    shutil.copytree(reproduction, out)
+    other = plan_text.replace("training = {lr = 0.003}", "training = {lr = 0.004}\nseed = 1")
+    record = out / "runs" / "field" / "run.json"
+    changed = json.loads(record.read_text())
+    changed["config"]["seed"] = 1
+    changed["config"]["training"]["lr"] = 0.004
+    record.write_text(json.dumps(changed))  # as if interrupted just after the record was written
+    (out / "runs" / "field" / "manifest.json").unlink()
+    assert run(other, out, tmp_path) == 0
+    assert "done before" not in capsys.readouterr().out
+    assert run(plan_text, out, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "made with another configuration" in said
+    assert "done before" not in said
+
+
+def test_an_experiment_depends_on_its_own_material_only(reproduction, plan_text, pair, tmp_path, capsys):
+    assert run(plan_text.replace("max_new_tokens = 6", "max_new_tokens = 5"), reproduction, tmp_path) == 0
+    assert capsys.readouterr().out.count("done before") == 5
+    words = pair / "words" / "next_noun.json"
+    kept = words.read_text()
+    words.write_text(json.dumps(json.loads(kept)[:-1]))  # the same path, other content
+    try:
+        assert run(plan_text.replace("max_new_tokens = 6", "max_new_tokens = 5"), reproduction, tmp_path) == 0
+    finally:
+        words.write_text(kept)
+    said = capsys.readouterr().out
+    assert said.count("done before") == 5
+    assert "geometry on field: done" not in said
+    assert run(plan_text, reproduction, tmp_path) == 0
+
+
 def test_what_a_pair_lacks_is_skipped_and_said(reproduction, plan_text, tmp_path, capsys):
     without = "\n".join(line for line in plan_text.splitlines() if not line.startswith(("prompts", "word_")))
     assert run(without, reproduction, tmp_path) == 0
@@ -105,6 +142,17 @@ def test_mistakes_end_with_a_message(reproduction, plan_text, tmp_path, capsys):
     assert "unknown runs ['other']" in refused(plan_text + 'runs = ["other"]\n', new)
     assert "grader must be one of" in refused(plan_text.replace('"gsm8k"', '"judge"'), new)
     assert "[geometry]: unknown keys ['n_pairs']" in refused(plan_text + "n_pairs = 3\n", new)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is 1 + 1?", "answer": "two"}\n')
+    own = re.sub(r'prompts = ".*"', f'prompts = "{prompts}"', plan_text)
+    assert "prompts.jsonl, line 1: " in refused(own, new)
+    prompts.write_text('{"prompt": ""}\n')
+    assert "prompt must be text" in refused(own, new)
+    assert "runs name folders" in refused(plan_text.replace("[runs.field]", '[runs."../field"]'), new)
+    assert "strengths[0] must be" in refused(plan_text.replace("[-0.5, 0.0, 0.5]", '["a"]'), new)
+    assert "unknown keys ['max_colapsed']" in refused(
+        plan_text.replace("n_prompts = 4", "n_prompts = 4\nbounds = {max_colapsed = 0.5}"), new
+    )
     assert not new.exists()
     assert main(["reproduce"]) == 2
     assert "either a config or --pair" in capsys.readouterr().err

@@ -77,3 +77,16 @@ def test_unusable_mixes_raise(mix):
         corpus_from_text(twice, toy_tokenizer(), data=data(), seed=0)
     with pytest.raises(ValueError, match="weight must be finite and positive, got 0"):
         TextPart(path="x", weight=0.0)
+
+
+def test_the_name_of_the_whole_text_is_reserved():
+    with pytest.raises(ValueError, match="stands for all parts together"):
+        TextPart(path="folder/all.txt")
+    assert TextPart(path="folder/all.txt", name="web").name == "web"
+
+
+def test_advice_on_too_little_text_can_be_followed(mix):
+    with pytest.raises(ValueError, match="set data.n_tokens to at most") as caught:
+        read(mix, (1.0, 1.0), data(n_tokens=10_000))
+    advised = int(str(caught.value).split("at most ")[1].split(",")[0])
+    read(mix, (1.0, 1.0), data(n_tokens=advised))

@@ -4,6 +4,7 @@ import pytest
 
 from crosscoders.activation_fns import BatchTopK, ReLU, TopK
 from crosscoders.losses import AuxK, DecoderNormL1, Reconstruction
+from crosscoders.pipeline.bundled import demo_config, is_bundled
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.presets import PRESETS
 
@@ -48,3 +49,19 @@ def test_a_config_from_a_preset_round_trips_without_it():
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(ValueError, match=r"preset must be one of \['field', 'paper'\], got 'best'"):
         RunConfig.from_dict({**OWN, "preset": "best"})
+
+
+def test_the_bundled_pair_brings_its_own_text():
+    own = {**OWN, "base": "zoo:tiny-reasoner/base", "text": "mine.txt", "n_latents": 8}
+    with pytest.raises(ValueError, match="come with their own text"):
+        is_bundled(RunConfig.from_dict(own))
+    assert not is_bundled(RunConfig.from_dict({**OWN, "n_latents": 8}))
+    assert is_bundled(demo_config("out"))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("data", "n_tokens", -5), ("data", "skip_positions", -1)]
+)
+def test_numbers_out_of_range_are_refused(section, key, value):
+    with pytest.raises(ValueError, match=f"{key} must"):
+        RunConfig.from_dict({**OWN, "n_latents": 8, section: {key: value}})

@@ -23,11 +23,13 @@ class Experiment:
         options: Its dataclass of options.
         run: What runs it: `run(study, options, folder=...)`.
         lacks: What of its material a study lacks, in words; empty if nothing.
+        reads: Settings of `MaterialConfig` that its result depends on.
     """
 
     options: type
     run: Callable[..., Finding]
-    lacks: Callable[[Study], str]
+    lacks: Callable[[Study], str] = lambda study: ""
+    reads: tuple[str, ...] = ()
 
 
 def _no_markers(study: Study) -> str:
@@ -43,12 +45,27 @@ def _no_word_tasks(study: Study) -> str:
     return "" if study.material.word_tasks else "the material names no word pairs"
 
 
+_ANSWERS = ("n_prompts", "grader", "chat", "max_new_tokens", "temperature", "steer_after")
 EXPERIMENTS: dict[str, Experiment] = {
-    "norms": Experiment(options=NormsOptions, run=norms_experiment, lacks=lambda study: ""),
-    "annotation": Experiment(options=AnnotationOptions, run=annotation_experiment, lacks=lambda study: ""),
-    "ablation": Experiment(options=AblationOptions, run=ablation_experiment, lacks=_no_markers),
-    "steering": Experiment(options=SteeringOptions, run=steering_experiment, lacks=_no_prompts),
-    "geometry": Experiment(options=GeometryOptions, run=geometry_experiment, lacks=_no_word_tasks),
+    "norms": Experiment(options=NormsOptions, run=norms_experiment),
+    "annotation": Experiment(
+        options=AnnotationOptions, run=annotation_experiment, reads=("lexicon", "think")
+    ),
+    "ablation": Experiment(
+        options=AblationOptions, run=ablation_experiment, lacks=_no_markers, reads=("lexicon",)
+    ),
+    "steering": Experiment(
+        options=SteeringOptions,
+        run=steering_experiment,
+        lacks=_no_prompts,
+        reads=("prompts", "lexicon", *_ANSWERS),
+    ),
+    "geometry": Experiment(
+        options=GeometryOptions,
+        run=geometry_experiment,
+        lacks=_no_word_tasks,
+        reads=("word_pairs", "word_tasks"),
+    ),
 }
 
 
@@ -108,6 +125,7 @@ def run_experiment(
         raise ValueError(f"run_experiment {name!r}: {lacking}; see docs/experiments.md, [material].")
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "finding.json").unlink(missing_ok=True)  # incomplete from now on
     finding = experiment.run(study, options, folder=out)
     finding.write(out, made_from={"options": asdict(options)} if made_from is None else made_from)
     return finding

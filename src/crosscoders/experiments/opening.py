@@ -12,13 +12,12 @@ from crosscoders.experiments.study import Study
 from crosscoders.experiments.text_material import MaterialConfig, text_material
 from crosscoders.harvest import ModelSources, load_sources
 from crosscoders.latents import LatentTable
-from crosscoders.pipeline.bundled import bundled_sources, held_out_corpus, held_out_splits
+from crosscoders.pipeline.bundled import bundled_sources, held_out_corpus, held_out_splits, is_bundled
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus, corpus_from_text
 from crosscoders.provenance import data_fingerprint
 
 log = logging.getLogger(__name__)
-ZOO = "zoo:"
 
 
 @typed
@@ -50,15 +49,15 @@ def open_study(
     if not (folder / "latents.json").exists():
         raise ValueError(f"open_study: the run in {folder} is not finished (no latents.json); resume it.")
     crosscoder = _crosscoder(folder, config)
-    is_bundled = config.base.startswith(ZOO)
+    is_own = is_bundled(config)
     sources = _sources(config) if sources is None else sources
-    if is_bundled and corpus is None:
+    if is_own and corpus is None:
         splits = held_out_splits(sources, config)
         corpus, found = held_out_corpus(splits), bundled_material(splits)
     else:
         corpus = _corpus(config, sources) if corpus is None else corpus
         found = text_material(material or MaterialConfig(), sources=sources, corpus=corpus)
-    _check_text(record["data"], corpus, where=folder, may_differ=is_bundled)
+    _check_text(record["data"], corpus, where=folder, may_differ=is_own)
     return Study(
         config=config,
         crosscoder=crosscoder,
@@ -101,7 +100,7 @@ def _crosscoder(folder: Path, config: RunConfig) -> Crosscoder:
 
 
 def _sources(config: RunConfig) -> ModelSources:
-    if config.base.startswith(ZOO):
+    if is_bundled(config):
         return bundled_sources(config)
     for label in (config.base, config.distilled):
         if label.startswith("module:"):

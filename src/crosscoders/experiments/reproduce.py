@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +13,16 @@ from typing import Any
 from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
 from crosscoders.experiments.catalog import EXPERIMENTS, run_experiment
-from crosscoders.experiments.opening import ZOO, open_study
+from crosscoders.experiments.opening import open_study
 from crosscoders.experiments.page import write_index
 from crosscoders.experiments.study import Finding, Study
 from crosscoders.experiments.text_material import MaterialConfig
-from crosscoders.pipeline.bundled import bundled_sources, demo_corpus, demo_data
-from crosscoders.pipeline.config import RunConfig
+from crosscoders.pipeline.bundled import bundled_sources, demo_corpus, demo_data, is_bundled
+from crosscoders.pipeline.config import RunConfig, default_objective
 from crosscoders.pipeline.run import run, run_on
 from crosscoders.provenance import run_record, write_manifest
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,9 @@ class Reproduction:
                 f"Reproduction: unknown experiments {unknown} (there are {sorted(EXPERIMENTS)}), "
                 f"unknown runs {strange} (there are {sorted(self.runs)}; at least one is needed)."
             )
+        wrong = [name for name in self.runs if not _FOLDER_NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"Reproduction: runs name folders; letters, digits, _ and - only, got {wrong}.")
 
 
 @typed
@@ -75,14 +81,21 @@ def reproduce(
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "reproduction.json").exists():
         raise FileExistsError(f"{folder} is neither empty nor a reproduction; choose another out folder.")
+    plan.material.check_files()
+    for config in plan.runs.values():
+        is_bundled(config)
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(plan, folder, say or (lambda text: None))
+    tell = say or (lambda text: None)
+    work = _Work(plan, folder, tell)
     work.record()
-    for name, config in plan.runs.items():
-        work.train(name, config)
-    for name in plan.runs:
-        work.experiments_on(name)
-    work.finish()
+    try:
+        for name, config in plan.runs.items():
+            work.train(name, config)
+        for name in plan.runs:
+            work.experiments_on(name)
+    finally:
+        work.show()
+    tell(f"Everything lies in {folder}; open {folder / 'index.html'}.")
     return work.findings
 
 
@@ -113,17 +126,22 @@ class _Work:
         """Train one crosscoder, unless its run is complete."""
         at = self.folder / "runs" / name
         config = dataclasses.replace(config, out=str(at))
-        if _is_complete(at, config):
+        state = _state(at, config)
+        if state == "complete":
             self._begin(f"run {name}: done before")
             return
-        self._begin(f"run {name}: training")
+        if state == "other":
+            self.say(f"      {at} was made with another configuration and is made anew")
+            shutil.rmtree(at)
+        has_checkpoints = (at / "checkpoints").is_dir() and any((at / "checkpoints").iterdir())
+        self._begin(f"run {name}: {'going on with training' if has_checkpoints else 'training'}")
         with self._timed(f"runs/{name}"):
-            resume = (at / "checkpoints").is_dir() and any((at / "checkpoints").iterdir())
-            if config.base.startswith(ZOO):
+            if is_bundled(config):
                 sources = bundled_sources(config)
-                run_on(sources, demo_corpus(demo_data(sources, config)), config, resume=resume)
+                corpus = demo_corpus(demo_data(sources, config))
+                run_on(sources, corpus, config, resume=has_checkpoints)
             else:
-                run(config, resume=resume)
+                run(config, resume=has_checkpoints)
             if (at / "checkpoints").is_dir():  # nothing is left to resume
                 shutil.rmtree(at / "checkpoints")
                 write_manifest(at)
@@ -136,7 +154,7 @@ class _Work:
                 continue
             at = f"{experiment}-{name}"
             options = self.plan.options.get(experiment, EXPERIMENTS[experiment].options())
-            key = self._key(name, options)
+            key = self._key(name, experiment, options)
             done = _finding_of(self.folder / at, key)
             if done is not None:
                 self._begin(f"{experiment} on {name}: done before")
@@ -156,8 +174,9 @@ class _Work:
             self.findings[at] = found
             self.say(f"      {found.verdict}")
 
-    def finish(self) -> None:
-        """Write the index page and the manifest."""
+    def show(self) -> None:
+        """Write the index page and the manifest of what there is so far."""
+        at = {name: self.folder / "runs" / name / "summary.txt" for name in self.plan.runs}
         order = [
             f"{experiment}-{name}" for experiment, names in self.plan.experiments.items() for name in names
         ]
@@ -165,16 +184,12 @@ class _Work:
             self.folder,
             title=self.plan.title,
             runs=self.plan.runs,
-            summaries={
-                f"runs/{name}": (self.folder / "runs" / name / "summary.txt").read_text(encoding="utf-8")
-                for name in self.plan.runs
-            },
-            findings={at: self.findings[at] for at in order if at in self.findings},
+            summaries={f"runs/{n}": p.read_text(encoding="utf-8") for n, p in at.items() if p.exists()},
+            findings={name: self.findings[name] for name in order if name in self.findings},
             skipped=self.skipped,
             seconds=self.seconds,
         )
         write_manifest(self.folder)
-        self.say(f"Everything lies in {self.folder}; open {self.folder / 'index.html'}.")
 
     def _begin(self, what: str) -> None:
         self.n_begun += 1
@@ -184,12 +199,12 @@ class _Work:
     def _timed(self, at: str) -> "_Timer":
         return _Timer(self.seconds, at)
 
-    def _key(self, name: str, options: Any) -> dict[str, Any]:
+    def _key(self, name: str, experiment: str, options: Any) -> dict[str, Any]:
         manifest = json.loads((self.folder / "runs" / name / "manifest.json").read_text(encoding="utf-8"))
         key = {
             "crosscoder_sha256": manifest["files"]["crosscoder/model.safetensors"]["sha256"],
             "options": dataclasses.asdict(options),
-            "material": dataclasses.asdict(self.plan.material),
+            "material": self.plan.material.fingerprint(EXPERIMENTS[experiment].reads),
         }
         return json.loads(json.dumps(key))  # as it will be read back: tuples are lists
 
@@ -205,17 +220,21 @@ class _Timer:
         self._seconds[self._at] = time.monotonic() - self._start
 
 
-def _is_complete(at: Path, config: RunConfig) -> bool:
-    """Whether a finished run of this configuration lies there (the objective may have been filled in)."""
-    if not (at / "manifest.json").exists() or not (at / "run.json").exists():
-        return False
+def _state(at: Path, config: RunConfig) -> str:
+    """What lies in a run's folder: "nothing", this run, "begun" or "complete", or something "other"."""
+    if not (at / "run.json").exists():
+        return "nothing" if not at.exists() else "other"
     recorded = RunConfig.from_dict(json.loads((at / "run.json").read_text(encoding="utf-8"))["config"])
-    wanted = config if config.objective else dataclasses.replace(config, objective=recorded.objective)
-    return dataclasses.replace(recorded, out=wanted.out) == wanted  # a folder may have been moved
+    objective = config.objective or tuple(default_objective(config.activation_fn))
+    wanted = dataclasses.replace(config, objective=objective)
+    if dataclasses.replace(recorded, out=wanted.out) != wanted:  # a folder may have been moved
+        return "other"
+    return "complete" if (at / "manifest.json").exists() else "begun"
 
 
 def _finding_of(folder: Path, key: Mapping[str, Any]) -> Finding | None:
     if not (folder / "finding.json").exists():
         return None
     values = json.loads((folder / "finding.json").read_text(encoding="utf-8"))
-    return Finding.from_dict(values["finding"]) if values["made_from"] == key else None
+    found = Finding.from_dict(values["finding"])
+    return found if values["made_from"] == key and found.is_complete else None

@@ -48,6 +48,7 @@ class Material:
         roles: Role of each held-out token, an index into `role_names`, or -1; None where unknown.
         role_names: Such as template, prompt, thought, answer.
         word_tasks: Word pairs by task, for the geometry experiment.
+        lexicon: File of the phrases per category that the markers were found by; the packaged one if empty.
     """
 
     markers: Mapping[str, Bool[Tensor, "held_out pos"]]
@@ -62,6 +63,7 @@ class Material:
     roles: Int[Tensor, "held_out pos"] | None = None
     role_names: tuple[str, ...] = ()
     word_tasks: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    lexicon: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ class Finding:
         lines: The figures in plain text.
         figures: File names of figures, without suffix.
         tables: File names of CSV files.
+        is_complete: Whether everything was done; False if something outside failed, such as an endpoint, and
+            the experiment should be done again.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Finding:
     lines: tuple[str, ...]
     figures: tuple[str, ...]
     tables: tuple[str, ...]
+    is_complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form; `from_dict` inverts it."""

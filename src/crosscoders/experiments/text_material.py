@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
+from crosscoders._io import sha256_file
 from crosscoders._typing import typed
 from crosscoders.experiments.study import Material, Prompt
 from crosscoders.geometry.word_pairs import read_word_tasks
@@ -64,6 +65,36 @@ class MaterialConfig:
         for name in ("n_prompts", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"MaterialConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.temperature < 0:
+            raise ValueError(f"MaterialConfig: temperature must not be negative, got {self.temperature}.")
+
+    def check_files(self) -> None:
+        """Read every file that is named, so that a mistake in one is found before anything is trained.
+
+        Raises:
+            ValueError: A file is not what it should be.
+            OSError: A file cannot be read.
+        """
+        if self.prompts:
+            read_prompts(self)
+        read_lexicon(self.lexicon or None)
+        if self.word_pairs:
+            _word_tasks(self)
+
+    @typed
+    def fingerprint(self, names: Sequence[str]) -> dict[str, Any]:
+        """Some of the settings, with the SHA-256 of what they name on disk, JSON-ready.
+
+        Args:
+            names: Names of settings.
+        """
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name in set(names) & {"prompts", "lexicon", "word_pairs"}:
+            path = Path(found[name])
+            files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+            if found[name]:
+                found[f"{name}_sha256"] = {file.name: sha256_file(file) for file in files}
+        return found
 
 
 @typed
@@ -84,15 +115,11 @@ def text_material(config: MaterialConfig, *, sources: ModelSources, corpus: Corp
     tokenizer = sources.tokenizer
     if tokenizer is None:
         raise ValueError("text_material: the models came without a tokenizer; pass one to load_sources.")
-    annotator = LexicalAnnotator(read_lexicon(Path(config.lexicon) if config.lexicon else None))
+    annotator = LexicalAnnotator(read_lexicon(config.lexicon or None))
     phrases = {category: entry.phrases for category, entry in annotator.lexicon.items()}
     roles = None
     if config.think:
         roles = chat_roles(corpus.held_out, tokenizer, think=(config.think[0], config.think[1]))
-    tasks: Mapping[str, Sequence[tuple[str, str]]] = {}
-    if config.word_pairs:
-        chosen = {"tasks": config.word_tasks} if config.word_tasks else {}
-        tasks = {task.name: task.pairs for task in read_word_tasks(Path(config.word_pairs), **chosen)}
     return Material(
         markers=_markers(corpus.held_out, tokenizer, phrases),
         prompts=_prompts(config, tokenizer) if config.prompts else (),
@@ -104,8 +131,14 @@ def text_material(config: MaterialConfig, *, sources: ModelSources, corpus: Corp
         steer_after=config.steer_after or None,
         roles=roles,
         role_names=() if roles is None else ROLES,
-        word_tasks=tasks,
+        word_tasks=_word_tasks(config) if config.word_pairs else {},
+        lexicon=config.lexicon,
     )
+
+
+def _word_tasks(config: MaterialConfig) -> dict[str, Sequence[tuple[str, str]]]:
+    chosen = {"tasks": config.word_tasks} if config.word_tasks else {}
+    return {task.name: task.pairs for task in read_word_tasks(Path(config.word_pairs), **chosen)}
 
 
 def _markers(
@@ -116,24 +149,57 @@ def _markers(
 
 
 def _prompts(config: MaterialConfig, tokenizer: Any) -> tuple[Prompt, ...]:
+    return tuple(
+        Prompt(ids=_prompt_ids(record["prompt"], tokenizer, chat=config.chat), reference=record["answer"])
+        for record in read_prompts(config)
+    )
+
+
+@typed
+def read_prompts(config: MaterialConfig) -> list[dict[str, Any]]:
+    """Records of the prompts file, checked, with a reference that the grader understands.
+
+    Args:
+        config: Names the file, the grader and how many prompts to read.
+
+    Returns:
+        One {"prompt": text, "answer": text or None} per prompt.
+
+    Raises:
+        ValueError: A line is none of these, a prompt is empty, or an answer is none that the grader can
+            compare with; the message names file and line.
+        OSError: The file cannot be read.
+    """
+    grader = GRADERS[config.grader]() if config.grader else None
     found = []
-    for number, line in enumerate(Path(config.prompts).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(config.prompts).read_text(encoding="utf-8").split("\n"), 1):
         if len(found) == config.n_prompts:
             break
         if not line.strip():
             continue
+        where = f"{config.prompts}, line {number}"
         try:
             record = json.loads(line)
-            text, reference = record["prompt"], record.get("answer")
-        except (json.JSONDecodeError, TypeError, KeyError) as err:
+            prompt, reference = record["prompt"], record.get("answer")
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as err:
             raise ValueError(
-                f'{config.prompts}, line {number}: expected {{"prompt": ..., "answer": ...}}, '
-                f"got {line[:80]!r}."
+                f'{where}: expected {{"prompt": ..., "answer": ...}}, got {line[:80]!r}.'
             ) from err
-        found.append(Prompt(ids=_prompt_ids(text, tokenizer, chat=config.chat), reference=reference))
+        if isinstance(reference, int | float) and not isinstance(reference, bool):
+            reference = str(reference)
+        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(reference, str | None):
+            raise ValueError(f"{where}: prompt must be text and answer text or a number, got {line[:80]!r}.")
+        if grader is not None:
+            if reference is None:
+                raise ValueError(f"{where}: has no answer, which grader {config.grader!r} needs.")
+            try:
+                grader.grade("", reference)
+            except ValueError as err:
+                raise ValueError(f"{where}: {err}") from err
+        found.append({"prompt": prompt, "answer": reference})
     if not found:
         raise ValueError(f"{config.prompts}: holds no prompts.")
-    return tuple(found)
+    return found
 
 
 def _prompt_ids(text: str, tokenizer: Any, *, chat: bool) -> tuple[int, ...]:

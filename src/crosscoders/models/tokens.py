@@ -94,7 +94,7 @@ def read_texts(path: str | Path) -> list[str]:
     elif file.suffix == ".jsonl":
         texts = [
             _jsonl_text(line, where=f"{file}:{i + 1}")
-            for i, line in enumerate(content.splitlines())
+            for i, line in enumerate(content.split("\n"))  # JSON text may hold other line breaks
             if line.strip()
         ]
     else:

@@ -31,6 +31,7 @@ from crosscoders.zoo.text import LabelledText
 from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
 
 FAMILY = "tiny-reasoner"
+ZOO = "zoo:"
 # Later than half depth, where one latent tells onsets of self-reflection better: AUROC on the scoring split
 # 0.905, 0.897, 0.945 at the inputs of blocks 3, 4, 5 (one run each; 1.0M, 0.7M, 0.6M tokens; 2026-11).
 HOOK_NAME = "blocks.5.hook_resid_pre"
@@ -50,6 +51,27 @@ class DemoData:
 
 
 @typed
+def is_bundled(config: RunConfig) -> bool:
+    """Whether a configuration names the bundled pair, `zoo:FAMILY/MEMBER`, whose text the grammar writes.
+
+    Args:
+        config: Any configuration.
+
+    Raises:
+        ValueError: It does, but names other text, or does not say how many tokens to write.
+    """
+    if not config.base.startswith(ZOO):
+        return False
+    if config.text != f"{ZOO}{FAMILY}" or config.data.n_tokens is None:
+        raise ValueError(
+            f"models {config.base!r} come with their own text: expected text = '{ZOO}{FAMILY}' and "
+            f"data.n_tokens, got {config.text!r} and {config.data.n_tokens}; for other text name their "
+            "folders (crosscoders.zoo.model_path)."
+        )
+    return True
+
+
+@typed
 def bundled_sources(config: RunConfig) -> ModelSources:
     """The models that a bundled configuration names, each with its hook.
 
@@ -57,7 +79,7 @@ def bundled_sources(config: RunConfig) -> ModelSources:
         config: A configuration whose models are written `zoo:FAMILY/MEMBER`.
     """
     models = {
-        name: str(model_path(*label.removeprefix("zoo:").split("/")))
+        name: str(model_path(*label.removeprefix(ZOO).split("/")))
         for name, label in (("base", config.base), ("distilled", config.distilled))
     }
     return load_sources(models, hook_name=config.hook_name, device=config.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK, activation_fn_from_dict
@@ -23,6 +23,7 @@ from crosscoders.losses import (
 from crosscoders.pipeline.presets import with_preset
 from crosscoders.training import TrainerConfig
 
+ALL_TEXT = "all"  # what tables call the whole held-out text
 LOSS_TERMS: dict[str, type[LossTerm]] = {
     term.name: term for term in (Reconstruction, DecoderNormL1, AuxK, JumpReLUL0, TanhSparsity, PreActivation)
 }
@@ -65,9 +66,14 @@ class DataConfig:
             "batch_tokens",
             "sequences_per_harvest",
             "buffer_bytes",
+            "splice_tokens",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"DataConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.n_tokens is not None and self.n_tokens < 1:
+            raise ValueError(f"DataConfig: n_tokens must be at least 1 or left out, got {self.n_tokens}.")
+        if self.skip_positions < 0:
+            raise ValueError(f"DataConfig: skip_positions must not be negative, got {self.skip_positions}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,10 @@ class TextPart:
             )
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).stem)
+        if self.name == ALL_TEXT:
+            raise ValueError(
+                f"text part {self.path!r}: the name {ALL_TEXT!r} stands for all parts together; give name=."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,17 +219,30 @@ def build_config(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
 
 
 def _checked_plain(where: str, value: Any, hint: Any) -> Any:
-    """Lists as tuples and whole numbers as floats where those are wanted; no text for numbers."""
+    """A value as its field wants it: lists as tuples, tables as dataclasses, whole numbers as floats.
+
+    Numbers, text and flags are checked, elements of tuples included; other types are left to the dataclass.
+    """
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(value, Mapping):
+        nested = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+        return build_config(nested[0], value, where=where) if nested else value
+    tuples = [kind for kind in kinds if get_origin(kind) is tuple]
+    if isinstance(value, list | tuple) and tuples:
+        inner = get_args(tuples[0])
+        hints = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        if len(hints) != len(value):
+            raise ValueError(f"{where} must have {len(hints)} entries, got {value!r}.")
+        return tuple(_checked_plain(f"{where}[{at}]", v, h) for at, (v, h) in enumerate(zip(value, hints)))
     accepted = {kind for kind in kinds if kind in (int, float, str, bool, type(None))}
-    if isinstance(value, list | tuple) and len(accepted) < len(kinds):
-        return tuple(value)
     if type(value) is int and float in accepted and int not in accepted:
         return float(value)
-    if not accepted or type(value) in accepted:
+    if type(value) in accepted or (not accepted and not tuples):
         return value
-    names = " or ".join(sorted(kind.__name__ for kind in accepted))
-    raise ValueError(f"{where} must be {names}, got {value!r} ({type(value).__name__}).")
+    if len(accepted) + len(tuples) < len(kinds) and not isinstance(value, int | float | str | list):
+        return value
+    names = [kind.__name__ for kind in accepted] + ["a list"] * bool(tuples)
+    raise ValueError(f"{where} must be {' or '.join(sorted(names))}, got {value!r} ({type(value).__name__}).")
 
 
 def _loss_term(data: Mapping[str, Any]) -> LossTerm:

@@ -198,8 +198,9 @@ def _splits(
         if size < int(fraction * total):
             raise ValueError(
                 f"corpus_from_text: data.n_tokens asks for {int(fraction * total)} tokens of {part.path}, "
-                f"which has {size} beside the held-out ones; leave n_tokens out to train on all that the "
-                "mix allows, or raise data.epochs."
+                f"which has {size} beside the held-out ones; set data.n_tokens to at most "
+                f"{int(min(s / f for s, f in zip(sizes, share, strict=True)))}, and raise data.epochs to see "
+                "them more often."
             )
     return [
         dataclasses.replace(

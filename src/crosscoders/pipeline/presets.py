@@ -27,6 +27,7 @@ PAPER: dict[str, Any] = {
         "warmup_fraction": 0.0,
         "decay_fraction": 0.2,
         "max_grad_norm": 1.0,
+        "checkpoint_every_steps": 2000,
     },
 }
 # Minder, Dumas et al. 2025 (arXiv 2504.02922): no shrinkage, few artifacts in decoder norms.
@@ -42,7 +43,13 @@ FIELD: dict[str, Any] = {
         "skip_positions": 2,
         "max_norm_multiple": 10.0,
     },
-    "training": {"lr": 1e-4, "warmup_fraction": 0.02, "decay_fraction": 0.2, "max_grad_norm": 1.0},
+    "training": {
+        "lr": 1e-4,
+        "warmup_fraction": 0.02,
+        "decay_fraction": 0.2,
+        "max_grad_norm": 1.0,
+        "checkpoint_every_steps": 2000,
+    },
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "field": FIELD}
 

@@ -18,7 +18,7 @@ from crosscoders.harvest import ModelSources, load_sources
 from crosscoders.interventions import SpliceScores, splice_scores
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.losses import LossTerm
-from crosscoders.pipeline.config import RunConfig, default_objective
+from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus, corpus_from_text, training_batches
 from crosscoders.provenance import data_fingerprint, run_record, write_manifest
 from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
@@ -26,7 +26,6 @@ from crosscoders.report.tables import aligned
 from crosscoders.training import Callback, History, ProgressBar, Trainer
 
 log = logging.getLogger(__name__)
-ALL_TEXT = "all"
 _TOKEN_MEAN_ROWS = 512  # rows of training text behind the table of token means
 
 
@@ -180,6 +179,7 @@ def run_on(
         config = dataclasses.replace(config, objective=tuple(default_objective(config.activation_fn)))
     out = Path(config.out)
     _claim(out)
+    (out / "manifest.json").unlink(missing_ok=True)  # what lies here is no finished run from now on
     atomic_write_json(
         out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=_data_record(corpus))
     )
