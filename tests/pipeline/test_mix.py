@@ -86,7 +86,7 @@ def test_the_name_of_the_whole_text_is_reserved():
 
 
 def test_advice_on_too_little_text_can_be_followed(mix):
-    with pytest.raises(ValueError, match="set data.n_tokens to at most") as caught:
+    with pytest.raises(ValueError, match="at most") as caught:
         read(mix, (1.0, 1.0), data(n_tokens=10_000))
     advised = int(str(caught.value).split("at most ")[1].split(",")[0])
     read(mix, (1.0, 1.0), data(n_tokens=advised))
