@@ -33,28 +33,28 @@ def main() -> None:
         counted=study.corpus.counted(study.config.data),
     )
     latents = threshold_set(study.latents["nrn_l1"], frequency, top_percent=TOP_PERCENT)
-    control = matched_random_sets(
-        latents,
-        frequency=frequency,
-        energy=target_energy(study.crosscoder, study.sources, text, places),
-        n_draws=1,
-        generator=generator,
-    )
+    energy = target_energy(study.crosscoder, study.sources, text, places)
     edits = {
         f"{len(latents)} latents with NRN > 0.5": LatentEdit(latents=latents),
-        "matched random latents": LatentEdit(latents=control.draws[0]),
         "base edit at distilled size": LatentEdit(latents=latents, norm_from=study.distilled),
     }
+    for at, source in enumerate(study.crosscoder.sources):  # alike in the model in which it is compared
+        control = matched_random_sets(
+            latents, frequency=frequency, energy=energy[:, at], n_draws=1, generator=generator
+        )
+        edits[f"random latents like it in {source.name}"] = LatentEdit(
+            latents=control.draws[0], size_of=latents, sources=(source.name,)
+        )
     kept = study.corpus.kept(text, study.config.data)
     effects = ablation_effects(study.crosscoder, study.sources, text, places, edits, where=kept)
     print(f"Change of the target's logit, {CATEGORY}, {len(places)} occurrences (95% interval over rows):")
     for name in edits:
-        for source in (study.distilled, study.base):
+        for source in effects.edited[name]:
             change = effects.change(name, source).logit
             found = clustered_mean(change, places.rows, generator=generator)
             size = float(effects.relative_size[name][source].mean())
             print(
-                f"{name:28s} {source:10s} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]  "
+                f"{name:34s} {source:10s} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]  "
                 f"||edit||/||h|| {size:.3f}"
             )
 

@@ -4,6 +4,7 @@
 
 The demo's run takes about a minute. A language model behind any OpenAI-compatible endpoint annotates too with
 `AnnotationOptions(endpoint={"base_url": ..., "model": ...})`, which says what it will cost before it asks.
+If it wants a key, put that into an environment variable and its name into `api_key_env`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Answers of tiny-reasoner under one reasoning latent: incisive at -0.6, as it is at 0, over-thinking at 0.6.
+"""Answers of tiny-reasoner under one reasoning latent: shorter at -0.6, as it is at 0, over-thinking at 0.6.
 
 python examples/steer.py runs/demo
 """

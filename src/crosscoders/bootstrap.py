@@ -73,7 +73,8 @@ def bootstrap_mean(
     """Mean of one value per prompt with a percentile bootstrap interval (Efron and Tibshirani 1993).
 
     Prompts without a value (NaN) are left out of the mean and of every resample, and counted. A resample
-    that draws none with a value makes the interval NaN.
+    that draws none with a value makes the interval NaN, and so do fewer than two values in all: one
+    says nothing about how much others would differ.
 
     Args:
         values: One value per prompt.
@@ -94,9 +95,11 @@ def bootstrap_mean(
     n = int(is_defined.sum())
     means = (counts @ known) / (counts @ is_defined.double())
     tail = (1 - confidence) / 2
-    ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    mean = float(known.sum() / n) if n else float("nan")
-    return Estimate(mean=mean, low=float(ends[0]), high=float(ends[1]), n=n)
+    mean = float(known.sum() / n) if n else math.nan
+    if n < 2:
+        return Estimate(mean=mean, low=math.nan, high=math.nan, n=n)
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(mean=mean, low=low, high=high, n=n)
 
 
 @typed

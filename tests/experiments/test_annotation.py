@@ -101,6 +101,10 @@ def test_labels_are_used_where_the_table_has_them(tmp_path, options):
     for row in read_rows(tmp_path / "annotation.csv"):
         assert (row["label"] == "deductive") == (float(scores[int(row["latent"])]) >= 0.8)
     assert "by labels" in finding.verdict
+    counted = {(c["annotator"], c["category"]) for c in read_rows(tmp_path / "categories.csv")}
+    assert counted == {("lexical", name) for name in ("any", "early", "late")} | {
+        ("label", name) for name in ("any", "deductive")
+    }
 
 
 def answer(request: dict, n: int) -> tuple:
@@ -113,7 +117,7 @@ def answer(request: dict, n: int) -> tuple:
 def test_an_endpoint_annotates_is_scored_and_is_not_asked_twice(tmp_path, options):
     study = toy_study()
     with FakeEndpoint(answer).serving() as endpoint:
-        asked = {"base_url": endpoint.url, "model": "fake", "api_key_env": None}
+        asked = {"base_url": endpoint.url, "model": "fake"}
         options = dataclasses.replace(options, endpoint=asked)
         n_asked = []
         for name in ("one", "two"):
@@ -127,14 +131,90 @@ def test_an_endpoint_annotates_is_scored_and_is_not_asked_twice(tmp_path, option
     assert any("n_calls=0" in line for line in finding.lines)
 
 
-def test_nothing_is_asked_that_would_cost_too_much(tmp_path, options):
+@pytest.mark.parametrize(
+    ("change", "said"), [({"price_per_million_output": 1e6}, "max_cost"), ({"max_calls": 3}, "max_calls")]
+)
+def test_nothing_is_asked_that_would_take_too_much(tmp_path, options, change, said):
     with FakeEndpoint(answer).serving() as endpoint:
-        asked = {
-            "base_url": endpoint.url, "model": "fake", "api_key_env": None, "price_per_million_output": 1e6
-        }  # fmt: skip
-        with pytest.raises(ValueError, match="max_cost"):
-            annotation_experiment(toy_study(), dataclasses.replace(options, endpoint=asked), folder=tmp_path)
+        asked = {"base_url": endpoint.url, "model": "fake", **change}
+        finding = annotation_experiment(
+            toy_study(), dataclasses.replace(options, endpoint=asked), folder=tmp_path
+        )
     assert endpoint.requests == []
+    assert "10 latents not annotated: endpoint not asked" in finding.verdict
+    assert said in finding.verdict
+    assert not finding.is_complete
+    assert all(row["llm"] == "" for row in read_rows(tmp_path / "annotation.csv"))
+
+
+def test_what_asking_takes_is_logged_first_and_whether_there_is_a_price(tmp_path, options, caplog):
+    asked = {"base_url": "http://localhost", "model": "fake", "max_calls": 1}
+    with caplog.at_level("INFO"):
+        annotation_experiment(toy_study(), dataclasses.replace(options, endpoint=asked), folder=tmp_path)
+    assert "no price given" in caplog.text
+
+
+def test_a_partial_failure_is_said_and_a_second_run_pays_only_for_the_rest(tmp_path, options):
+    def sometimes(request: dict, n: int) -> tuple:
+        return (422, {}, b"no") if n in (2, 5, 14) else answer(request, n)
+
+    study, said = toy_study(), []
+    with FakeEndpoint(sometimes).serving() as endpoint:
+        options = dataclasses.replace(options, endpoint={"base_url": endpoint.url, "model": "fake"})
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            said.append(annotation_experiment(study, options, folder=tmp_path / name))
+    assert "2 latents not annotated: endpoint" in said[0].verdict
+    assert "1 questions" in said[0].verdict
+    assert [finding.is_complete for finding in said] == [False, True]
+    asked = [json.dumps(request["messages"]) for request in endpoint.requests]
+    assert len(asked) - len(set(asked)) == 3
+    left = [row["llm_explanation"] for row in read_rows(tmp_path / "one" / "annotation.csv")]
+    assert left.count("") == 2
+
+
+def test_an_endpoint_that_is_gone_leaves_what_words_say(tmp_path, options):
+    with FakeEndpoint(lambda request, n: (401, {}, b"no")).serving() as endpoint:
+        asked = {"base_url": endpoint.url, "model": "fake"}
+        finding = annotation_experiment(
+            toy_study(), dataclasses.replace(options, endpoint=asked), folder=tmp_path
+        )
+    assert len(endpoint.requests) == 1
+    assert "10 latents not annotated: endpoint" in finding.verdict
+    assert any("skipped: 10" in line for line in finding.lines)
+    assert not finding.is_complete
+    assert {path.name for path in tmp_path.iterdir()} > {"annotation.csv", "categories.csv", "annotation.png"}
+
+
+def test_an_endpoint_that_cannot_be_meant_is_refused_before_anything_and_shows_no_value(tmp_path, options):
+    for change in ({"api_key": "sk-secret"}, {"api_key_env": ["sk-secret"]}, {"api_key_env": "sk-secret"}):
+        with pytest.raises(ValueError, match=next(iter(change))) as caught:
+            AnnotationOptions(endpoint={"base_url": "http://x", "model": "m", **change})
+        assert "sk-secret" not in str(caught.value)
+
+
+def test_a_missing_key_is_said_before_any_work(tmp_path, options, monkeypatch):
+    monkeypatch.delenv("FAKE_KEY", raising=False)
+    asked = {"base_url": "http://localhost", "model": "fake", "api_key_env": "FAKE_KEY"}
+    with pytest.raises(ValueError, match="FAKE_KEY"):
+        annotation_experiment(toy_study(), dataclasses.replace(options, endpoint=asked), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["words.toml"]
+
+
+def test_the_lexicon_of_the_material_is_used_unless_the_options_name_one(tmp_path, options):
+    study = toy_study()
+    material = dataclasses.replace(study.material, lexicon=options.lexicon)
+    with FakeEndpoint(answer).serving() as endpoint:
+        asked = {"base_url": endpoint.url, "model": "fake"}
+        annotation_experiment(
+            dataclasses.replace(study, material=material),
+            dataclasses.replace(OPTIONS, endpoint=asked),
+            folder=tmp_path,
+        )
+    assert {c["category"] for c in read_rows(tmp_path / "categories.csv")} == {"any", "early", "late"}
+    asked_first = endpoint.requests[0]["messages"][0]["content"]
+    assert "- early: as with 'w5', 'w6', 'w7', 'w8'" in asked_first
+    assert "self-reflection" not in asked_first
 
 
 def excess(verdict: str) -> list[CategoryExcess]:

@@ -75,6 +75,7 @@ def test_a_changed_option_redoes_only_its_experiment(reproduction, plan_text, tm
     assert run(plan_text, reproduction, tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_another_configuration_of_a_run_is_trained_anew(reproduction, plan_text, tmp_path, capsys):
     """Also after an interruption in between, and never from the other configuration's checkpoints."""
     out = tmp_path / "copy"
@@ -94,6 +95,7 @@ def test_another_configuration_of_a_run_is_trained_anew(reproduction, plan_text,
     assert "done before" not in said
 
 
+@pytest.mark.slow
 def test_an_experiment_depends_on_its_own_material_only(reproduction, plan_text, pair, tmp_path, capsys):
     assert run(plan_text.replace("max_new_tokens = 6", "max_new_tokens = 5"), reproduction, tmp_path) == 0
     assert capsys.readouterr().out.count("done before") == 5

@@ -134,10 +134,51 @@ def test_an_edit_that_cannot_be_rescaled_is_counted_and_left_out(
     edit = LatentEdit(latents=torch.tensor([4]), norm_from="distilled")
     effects = effects_of(crosscoder, sources, e=edit)
     f = codes_by_hand(crosscoder, sources.harvest(TOKENS))[..., 4]
-    fired = sum(int((f[row, :position] > 0).sum()) for row, position in PLACES)
+    read = {(row, at) for row, position in PLACES for at in range(position)}  # (0, 3) lies within (0, 7)
+    fired = sum(bool(f[row, at] > 0) for row, at in read)
     assert effects.n_unscalable["e"] == {"base": fired, "distilled": 0}
     assert float(effects.change("e", "base").logit.abs().max()) == 0
     assert float(effects.change("e", "distilled").logit.abs().max()) > 0
+
+
+def test_an_edit_takes_the_size_of_another_set_in_each_source(
+    crosscoder: Crosscoder, sources: ModelSources
+) -> None:
+    other = torch.tensor([3])
+    edits = {
+        "set": LatentEdit(latents=SET),
+        "drawn": LatentEdit(latents=other),
+        "sized": LatentEdit(latents=other, size_of=SET),
+        "itself": LatentEdit(latents=SET, size_of=SET),
+    }
+    effects = effects_of(crosscoder, sources, **edits)
+    codes = codes_by_hand(crosscoder, sources.harvest(TOKENS))
+    fires = torch.tensor([bool(codes[row, position - 1, 3] > 0) for row, position in PLACES])
+    of_set = codes[..., SET].sum(dim=-1) > 0
+    read = {(row, at) for row, position in PLACES for at in range(position)}
+    silent = sum(bool(of_set[row, at]) and codes[row, at, 3] == 0 for row, at in read)
+    assert 0 < silent < len(read)
+    assert int(fires.sum()) > 0
+    for source in HOOKS:
+        size = {name: effects.relative_size[name][source] for name in edits}
+        assert_close(size["sized"], torch.where(fires, size["set"], 0.0), rtol=1e-5, atol=0)
+        assert float((size["drawn"] - size["set"])[fires].abs().max()) > 0.01
+        assert effects.n_unscalable["sized"][source] == int(silent)
+        itself, plain = (effects.change(name, source).logit for name in ("itself", "set"))
+        assert_close(itself, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sized_edit_keeps_its_direction(crosscoder: Crosscoder, sources: ModelSources) -> None:
+    hundredth = crosscoder.W_dec.detach()[SET] / 100
+    edits = {
+        "set": LatentEdit(latents=SET),
+        "small": LatentEdit(latents=SET, decoder=hundredth),
+        "sized": LatentEdit(latents=SET, decoder=hundredth, size_of=SET),
+    }
+    effects = effects_of(crosscoder, sources, **edits)
+    change = {name: effects.change(name, "base").logit for name in edits}
+    assert_close(change["sized"], change["set"], rtol=1e-3, atol=1e-5)
+    assert float((change["small"] - change["set"]).abs().max()) > 0.01
 
 
 def test_only_chosen_positions_are_edited(crosscoder: Crosscoder, sources: ModelSources) -> None:
@@ -178,7 +219,8 @@ def test_edits_leave_no_trace(crosscoder: Crosscoder, sources: ModelSources) -> 
 def test_a_replayed_prefix_gives_the_same_logits_and_runs_once(sources: ModelSources, hook_name: str) -> None:
     model, calls = sources.models["base"], []
     inner = model.causal_lm.model.layers[0].mlp
-    inner.register_forward_hook(lambda module, args, output: calls.append(1))
+    forward = inner.forward
+    inner.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     with model.edit(hook_name, lambda stream: 1.5 * stream):
         expected = model.logits(TOKENS)
     calls.clear()
@@ -193,6 +235,24 @@ def test_a_replayed_prefix_gives_the_same_logits_and_runs_once(sources: ModelSou
     assert torch.equal(model.logits(TOKENS), clean)
 
 
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("part", ["layer", "mlp"])
+def test_other_hooks_below_act_once(
+    crosscoder: Crosscoder, sources: ModelSources, register: str, part: str
+) -> None:
+    layer = sources.models["distilled"].causal_lm.model.layers[0]
+    module = layer if part == "layer" else layer.mlp
+
+    def scaled(module: object, args: tuple, output: Tensor | None = None) -> Tensor | tuple:
+        return 1.5 * output if output is not None else (1.5 * args[0], *args[1:])
+
+    getattr(module, register)(scaled)
+    nothing = LatentEdit(latents=torch.zeros(0, dtype=torch.int64))
+    effects = effects_of(crosscoder, sources, e=nothing, f=LatentEdit(latents=SET))
+    assert float(effects.change("e", "distilled").logit.abs().max()) == 0
+    assert float(effects.change("f", "distilled").logit.abs().max()) > 0.001
+
+
 def test_bad_input_says_what_is_wrong(crosscoder: Crosscoder, sources: ModelSources) -> None:
     edit = LatentEdit(latents=SET)
     with pytest.raises(ValueError, match=r"latents \[99\] are outside 0..19"):
@@ -203,6 +263,12 @@ def test_bad_input_says_what_is_wrong(crosscoder: Crosscoder, sources: ModelSour
         effects_of(crosscoder, sources, e=LatentEdit(latents=SET, norm_from="other"))
     with pytest.raises(ValueError, match="go with mode='error_preserving' only"):
         LatentEdit(latents=SET, mode="replacement", norm_from="distilled")
+    with pytest.raises(ValueError, match="go with mode='error_preserving' only"):
+        LatentEdit(latents=SET, mode="replacement", size_of=SET)
+    with pytest.raises(ValueError, match="norm_from or size_of, not both"):
+        LatentEdit(latents=SET, norm_from="distilled", size_of=SET)
+    with pytest.raises(ValueError, match=r"size_of of edit 'e': latents \[99\] are outside 0..19"):
+        effects_of(crosscoder, sources, e=LatentEdit(latents=SET, size_of=torch.tensor([99])))
     with pytest.raises(ValueError, match="one decoder row per latent, got 1 rows for 3"):
         LatentEdit(latents=SET, decoder=torch.zeros(1, 24))
     with pytest.raises(ValueError, match="width 5, but the crosscoder's have 24"):

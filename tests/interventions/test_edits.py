@@ -184,7 +184,7 @@ def test_unusable_edits_raise(sources: ModelSources) -> None:
         SteeringHook(
             crosscoder, {0: Clamp(1.0)}, source="base", unit="max_activation", max_activations={}, codes="own"
         )
-    with pytest.raises(ValueError, match="clamped to NaN or infinite"):
+    with pytest.raises(ValueError, match="finite number above 0 in max_activations, got nan"):
         SteeringHook(
             crosscoder,
             {0: Clamp(1.0)},
@@ -199,3 +199,22 @@ def test_unusable_edits_raise(sources: ModelSources) -> None:
         SteeringHook(crosscoder, {0: 1.0}, source="base", positions=())
     with pytest.raises(ValueError, match="at least 0, got from_position=0, positions="):
         SteeringHook(crosscoder, {0: 1.0}, source="base", positions=(2, -1))
+
+
+@pytest.mark.parametrize("largest", [0.0, -2.0, float("inf"), float("nan")])
+def test_a_maximum_that_gives_no_unit_raises(crosscoder: Crosscoder, largest: float) -> None:
+    for edit in (1.0, Clamp(0.5)):
+        with pytest.raises(ValueError, match=rf"latent 3 .*largest activation.*got {largest}"):
+            SteeringHook(
+                crosscoder,
+                {3: edit},
+                source="base",
+                unit="max_activation",
+                max_activations={3: largest},
+                codes="own",
+            )
+
+
+def test_an_amount_of_zero_needs_no_unit(crosscoder: Crosscoder) -> None:
+    hook = SteeringHook(crosscoder, {3: 0.0}, source="base", unit="max_activation", max_activations={3: 0.0})
+    assert not hook.vector.any()

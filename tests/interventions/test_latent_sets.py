@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from crosscoders.interventions.ablation.latent_sets import (
+    identity_donors,
     matched_random_sets,
     shuffled_identity,
     target_energy,
@@ -49,9 +50,10 @@ def test_energy_is_what_the_latents_write_before_the_targets() -> None:
     energy = target_energy(crosscoder, sources, TOKENS, at(*places), batch_size=2)
     f = codes_by_hand(crosscoder, sources.harvest(TOKENS))
     squares = sum(f[row, position - 1].square() for row, position in places)
-    norms = sum(crosscoder.W_dec.detach().double()[:, c].square().sum(dim=1) for c in COLUMNS.values())
-    assert_close(energy, squares * norms, rtol=1e-5, atol=1e-8)
-    assert energy[SILENT] == 0
+    for source, columns in enumerate(COLUMNS.values()):
+        norms = crosscoder.W_dec.detach().double()[:, columns].square().sum(dim=1)
+        assert_close(energy[:, source], squares * norms, rtol=1e-5, atol=1e-8)
+    assert energy[SILENT].tolist() == [0, 0]
     assert_close(target_energy(crosscoder.fold(), sources, TOKENS, at(*places)), energy, rtol=1e-5, atol=1e-8)
 
 
@@ -146,9 +148,21 @@ def test_bad_input_says_what_is_wrong(generator: torch.Generator) -> None:
         matched_random_sets(one, frequency=f, energy=-e, n_draws=1, generator=generator)
     with pytest.raises(ValueError, match=r"outside 0\.\.3"):
         matched_random_sets(torch.tensor([4]), frequency=f, energy=e, n_draws=1, generator=generator)
-    few = torch.full((20,), 0.1) * (torch.arange(20) < 3)
-    with pytest.raises(ValueError, match=r"needs 2 other latents that fire .* found 1"):
+    few = torch.full((20,), 0.1) * (torch.arange(20) < 2)
+    with pytest.raises(ValueError, match=r"no other latent fires and has a direction in every source"):
         shuffled_identity(toy_crosscoder(), torch.tensor([0, 1]), frequency=few, generator=generator)
+
+
+def test_few_others_lend_their_directions_more_than_once(generator: torch.Generator) -> None:
+    crosscoder, latents = toy_crosscoder(), torch.tensor([0, 1, 2])
+    few = torch.full((20,), 0.1) * (torch.arange(20) < 5)
+    assert identity_donors(crosscoder, latents, frequency=few).tolist() == [3, 4]
+    rows = shuffled_identity(crosscoder, latents, frequency=few, generator=generator)
+    own = crosscoder.W_dec.detach()
+    for columns in COLUMNS.values():
+        assert_close(rows[:, columns].norm(dim=1), own[latents][:, columns].norm(dim=1))
+        cosine = torch.cosine_similarity(rows[:, None, columns], own[None, 3:5, columns], dim=2)
+        assert_close(cosine.max(dim=1).values, torch.ones(3))
 
 
 def test_an_empty_set_has_empty_controls(generator: torch.Generator) -> None:

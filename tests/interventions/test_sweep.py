@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from crosscoders.bootstrap import Estimate, bootstrap_counts, bootstrap_mean
 from crosscoders.interventions import AddVector
 from crosscoders.interventions.sweeps.directions import (
     Direction,
@@ -19,7 +16,9 @@ from crosscoders.interventions.sweeps.directions import (
     random_directions,
     unembedding_direction,
 )
-from crosscoders.interventions.sweeps.regimes import RegimeBounds, collapsed, name_regime
+from crosscoders.interventions.sweeps.regimes import (
+    RegimeBounds,
+)
 from crosscoders.interventions.sweeps.result import SweepResult
 from crosscoders.interventions.sweeps.sweep import SweepOptions, sweep
 from crosscoders.interventions.sweeps.text_measures import mean_log_probability
@@ -44,6 +43,11 @@ def count(ids: Sequence[int]) -> dict[str, int]:
 def run(model: LanguageModel, options: SweepOptions = OPTIONS, **kwargs) -> SweepResult:
     kwargs.setdefault("directions", [toy_direction()])
     return sweep(model, PROMPTS, options=options, count_categories=count, **kwargs)
+
+
+def run_many(model: LanguageModel, options: SweepOptions = OPTIONS) -> SweepResult:
+    """Over enough prompts for regimes to be named."""
+    return sweep(model, PROMPTS * 10, directions=[toy_direction()], options=options, count_categories=count)
 
 
 def test_every_strength_answers_the_same_prompts_with_the_same_seed(model: LanguageModel) -> None:
@@ -104,113 +108,37 @@ def test_directions_leave_no_trace_and_add_their_vector(model: LanguageModel) ->
         unembedding_direction(model, 40, like=like, name="word", hook_name=HOOK)
 
 
-def test_intervals_resample_prompts_and_keep_pairs_together() -> None:
-    rng = np.random.default_rng(0)
-    level = rng.normal(size=40) * 10
-    values = torch.tensor(level + rng.normal(size=40))
-    counts = bootstrap_counts(40, n_bootstrap=4000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(counts.sum(dim=1), torch.full((4000,), 40.0, dtype=torch.float64))
-    draws = rng.integers(0, 40, size=(4000, 40))
-    by_hand = np.quantile(values.numpy()[draws].mean(axis=1), [0.025, 0.975])
-    found = bootstrap_mean(values, counts)
-    assert found.mean == pytest.approx(values.mean().item())
-    assert [found.low, found.high] == pytest.approx(by_hand, abs=0.25)
-    paired = bootstrap_mean(values - torch.tensor(level), counts)
-    assert paired.high - paired.low < 0.2 * (found.high - found.low)
-
-
-def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:
-    generator, n_covered = torch.Generator().manual_seed(0), 0
-    for _ in range(300):
-        values = torch.rand(60, generator=generator, dtype=torch.float64)
-        counts = bootstrap_counts(60, n_bootstrap=300, generator=generator)
-        found = bootstrap_mean(values, counts, confidence=0.9)
-        n_covered += found.low <= 0.5 <= found.high
-    assert 0.84 < n_covered / 300 < 0.95
-
-
-def test_undefined_values_are_left_out_and_counted() -> None:
-    counts = bootstrap_counts(3, n_bootstrap=200, generator=torch.Generator().manual_seed(0))
-    some = bootstrap_mean(torch.tensor([1.0, float("nan"), 3.0]), counts)
-    assert (some.mean, some.n) == (2.0, 2)
-    assert np.isnan(some.low)  # one resample in 27 draws the undefined prompt alone
-    none = bootstrap_mean(torch.full((3,), float("nan")), counts)
-    assert none.n == 0
-    assert np.isnan(none.mean)
-    assert not none.is_above_zero
-    assert not none.is_below_zero
-
-
-def answer_values(**changed: float) -> dict[str, Tensor]:
-    plain = {"loop": 0.0, "repetition": 0.1, "finished": 1.0, "coherence": -1.0}
-    return {name: torch.tensor([value], dtype=torch.float64) for name, value in (plain | changed).items()}
-
-
-@pytest.mark.parametrize(
-    ("changed", "is_collapsed"),
-    [
-        ({}, False),
-        ({"loop": 0.49}, False),
-        ({"loop": 0.51}, True),
-        ({"repetition": 0.79}, False),
-        ({"repetition": 0.81}, True),
-        ({"repetition": float("nan")}, False),
-        ({"finished": 0.0}, False),
-        ({"finished": 0.0, "repetition": 0.51}, True),
-        ({"coherence": -3.2}, False),
-        ({"coherence": -3.3}, True),
-    ],
-)
-def test_an_answer_has_collapsed_by_each_rule_alone(changed: dict[str, float], is_collapsed: bool) -> None:
-    unsteered = {"coherence": torch.linspace(-3.0, 0.0, 201, dtype=torch.float64)}
-    bounds = RegimeBounds(coherence_percentile=0.0, coherence_margin=0.25)
-    assert collapsed(answer_values(**changed), unsteered=unsteered, bounds=bounds).item() is is_collapsed
-
-
-UP, DOWN, NONE = (0.5, 1.5), (-1.5, -0.5), (-0.02, 0.02)
-
-
-@pytest.mark.parametrize(
-    ("reflections", "tokens", "accuracy", "with_collapse", "n", "regime"),
-    [
-        (UP, UP, DOWN, (NONE, 0.0), 100, "over-thinking"),
-        (UP, UP, DOWN, (UP, 0.2), 100, "over-thinking"),
-        (UP, UP, DOWN, (UP, 0.3), 100, "collapse"),
-        (UP, UP, NONE, (NONE, 0.3), 100, "over-thinking"),
-        (DOWN, DOWN, NONE, (NONE, 0.0), 100, "incisive"),
-        (DOWN, DOWN, NONE, (NONE, 0.0), 59, "changed"),
-        (DOWN, DOWN, (-0.06, 0.02), (NONE, 0.0), 100, "changed"),
-        (DOWN, DOWN, None, (NONE, 0.0), 100, "changed"),
-        (DOWN, DOWN, UP, (NONE, 0.0), 100, "incisive"),
-        (UP, NONE, NONE, (NONE, 0.0), 100, "changed"),
-        (NONE, DOWN, NONE, (NONE, 0.0), 100, "changed"),
-        (NONE, NONE, NONE, (NONE, 0.0), 100, "unchanged"),
-        (None, UP, None, (NONE, 0.0), 100, "changed"),
-    ],
-)
-def test_regimes_follow_the_rules(reflections, tokens, accuracy, with_collapse, n, regime) -> None:
-    ends = {
-        "count/self-reflection": reflections,
-        "tokens": tokens,
-        "accuracy": accuracy,
-        "collapsed": with_collapse[0],
-        "coherence": NONE,
+def test_loops_of_some_answers_are_not_over_thinking(model: LanguageModel) -> None:
+    found = run_many(model, dataclasses.replace(OPTIONS, bounds=RegimeBounds(reflection="low")))
+    n, plain = found.n_prompts, found.unsteered
+    is_loop = (torch.arange(n) % 5 == 0).double()
+    plain = dataclasses.replace(plain, values={**plain.values, "collapsed": torch.zeros(n).double()})
+    values = {
+        name: value + (50 * is_loop if name in ("tokens", "count/low") else 0)
+        for name, value in plain.values.items()
     }
+    looping = dataclasses.replace(
+        found.at("latent 4", 2.0), values={**values, "collapsed": is_loop, "accuracy": is_loop}
+    )
+    found = dataclasses.replace(found, unsteered=plain, steered=(looping,), strengths=(0.0, 2.0))
+    assert found.difference(looping, "tokens").is_above_zero
+    intact = found.difference(looping, "tokens", only_intact=True)
+    assert (intact.mean, intact.n) == (0.0, n - int(is_loop.sum()))
+    assert found.regime(looping) == "changed"
 
-    def difference(measure: str, confidence: float) -> Estimate | None:
-        if ends[measure] is None:
-            return None
-        low, high = ends[measure]
-        return Estimate(mean=(low + high) / 2, low=low, high=high, n=n)
 
-    bounds = RegimeBounds()
-    found = name_regime(difference, share_collapsed=with_collapse[1], confidence=0.95, bounds=bounds)
-    assert found == regime
+def test_two_settings_are_compared_prompt_by_prompt(model: LanguageModel) -> None:
+    found = run_many(model)
+    one, other = found.at("latent 4", -1.0), found.at("latent 4", 2.0)
+    paired = one.values["tokens"] - other.values["tokens"]
+    assert found.difference(one, "tokens", to=other).mean == pytest.approx(paired.mean().item())
+    same = found.difference(one, "tokens", to=one)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
 
 
 def test_a_shift_on_every_prompt_is_named_and_the_table_agrees(model: LanguageModel) -> None:
     bounds = RegimeBounds(reflection="low", coherence_margin=100.0)
-    found = run(model, dataclasses.replace(OPTIONS, bounds=bounds))
+    found = run_many(model, dataclasses.replace(OPTIONS, bounds=bounds))
     shifted = dataclasses.replace(
         found.at("latent 4", 2.0),
         values={
@@ -226,7 +154,7 @@ def test_a_shift_on_every_prompt_is_named_and_the_table_agrees(model: LanguageMo
     row = next(r for r in rows if (r["strength"], r["measure"]) == (2.0, "tokens"))
     assert (row["difference"], row["difference_low"], row["difference_high"]) == (5, 5, 5)
     assert row["mean"] == pytest.approx(found.unsteered.values["tokens"].mean().item() + 5)
-    assert (row["regime"], row["kind"], row["n_prompts"]) == ("over-thinking", "latent", 4)
+    assert (row["regime"], row["kind"], row["n_prompts"]) == ("over-thinking", "latent", 40)
     assert [estimate.mean for estimate in found.curve("latent 4", "tokens")] == pytest.approx(
         [row["mean"] - 5, row["mean"]]
     )
@@ -288,6 +216,47 @@ def test_the_cache_is_not_taken_for_another_sweep(model: LanguageModel, tmp_path
         run(model, cache=tmp_path)
 
 
+def test_a_model_that_differs_on_the_second_prompt_only_is_another(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    embedding = model.causal_lm.get_input_embeddings()
+    embedding.weight = torch.nn.Parameter(embedding.weight.clone())  # no longer that of the logits
+    run(model, cache=tmp_path)
+    with torch.no_grad():
+        model.causal_lm.get_input_embeddings().weight[9].mul_(2)  # a token of the second and third prompt
+    run(model, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_cache_refuses_a_model_that_something_acts_on(model: LanguageModel, tmp_path: Path) -> None:
+    late = AddVector(torch.ones(16), hook_name=HOOK, from_position=20)  # never acts on a prompt
+    with late.on(model), pytest.raises(ValueError, match=r"'toy' has hooks on .*layers\.1"):
+        run(model, cache=tmp_path)
+    handle = model.causal_lm.base_model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"hooks on .*layers\.0\.mlp"):
+        run(model, cache=tmp_path)
+    handle.remove()
+    assert not list(tmp_path.iterdir())
+    with late.on(model):
+        run(model)  # without a cache it is fine
+    run(model, cache=tmp_path)
+
+
+def test_a_cache_lives_with_a_bridge_but_not_with_its_edits(model: LanguageModel, tmp_path: Path) -> None:
+    bridged = LanguageModel(name="bridged", bridge=model.bridge, tokenizer=model.tokenizer)
+    with AddVector(torch.ones(16), hook_name=HOOK).on(bridged), pytest.raises(ValueError, match="has hooks"):
+        run(bridged, cache=tmp_path)
+    run(bridged, cache=tmp_path)  # the bridge leaves hooks of its own after an edit
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_two_directions_of_one_key_are_refused_by_a_cache(model: LanguageModel, tmp_path: Path) -> None:
+    twin = dataclasses.replace(toy_direction(seed=1), name="twin", key=toy_direction().key)
+    with pytest.raises(ValueError, match=r"'latent 4' and 'twin' have the same key"):
+        run(model, directions=[toy_direction(), twin], cache=tmp_path)
+    run(model, directions=[toy_direction(), twin])
+
+
 def test_unusable_sweeps_raise(model: LanguageModel, tmp_path: Path) -> None:
     options, one = OPTIONS, toy_direction()
     with pytest.raises(ValueError, match="0 prompts and 1 directions"):
@@ -319,11 +288,3 @@ def test_unusable_sweeps_raise(model: LanguageModel, tmp_path: Path) -> None:
 def test_unusable_options_raise(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="SweepOptions"):
         SweepOptions(**bad)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"max_loop": 2.0}, {"coherence_percentile": 101.0}, {"coherence_margin": -1.0}]
-)
-def test_unusable_bounds_raise(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="RegimeBounds"):
-        RegimeBounds(**bad)

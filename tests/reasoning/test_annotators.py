@@ -8,15 +8,17 @@ import torch
 from crosscoders.reasoning import (
     Annotation,
     BalancedAccuracy,
+    CategoryWords,
     LabelAnnotator,
+    LexicalAnnotator,
     LexicalJudge,
     LexicalLatentAnnotator,
-    category_excess,
     detection_score,
     extreme_latents,
     frequency_matched,
     fuzzing_score,
     has_labels,
+    label_categories,
     wilson_interval,
 )
 from tests.reasoning.snippet_cases import PLAIN, WAITS, snippet
@@ -74,6 +76,26 @@ def test_labels_take_the_best_question_and_average_over_markers():
     assert strict.annotate(4).category is None
 
 
+def test_a_marker_that_never_occurs_does_not_cost_a_category_its_function():
+    nan = torch.full((3,), float("nan"))
+    with_nan = columns() | {"auroc/function/deductive/So": nan}
+    found = LabelAnnotator(with_nan, categories=("deductive",), threshold=0.75).annotate(9)
+    assert (found.category, found.score) == ("deductive", pytest.approx(0.9))
+    assert "function" in found.explanation
+
+
+def test_the_categories_of_labels_are_those_of_the_columns():
+    own = {**columns(), "auroc/onset/proof": torch.zeros(3), "precision/onset/x": torch.zeros(3)}
+    assert label_categories(own) == ("deductive", "contrastive", "proof")
+
+
+def test_words_that_all_stand_everywhere_name_no_category():
+    words = LexicalAnnotator({"wait": CategoryWords(phrases=("Wait",))})
+    found = LexicalLatentAnnotator(WAITS, words=words).annotate(0, WAITS)
+    assert found.category is None
+    assert math.isnan(found.score)
+
+
 def test_labels_say_what_is_missing():
     assert has_labels(columns())
     assert not has_labels({"auroc/onset/deductive": torch.zeros(1)})
@@ -118,32 +140,6 @@ def test_matching_refuses_latents_that_never_fire_and_small_pools(generator):
         frequency_matched(frequency, torch.tensor([0]), torch.tensor([2]), generator=generator)
     with pytest.raises(ValueError, match="needs 4 matches"):
         frequency_matched(frequency, torch.tensor([0]), torch.tensor([1]), generator=generator)
-
-
-def test_random_counts_are_those_of_independent_draws(generator):
-    """Chosen latents 0-99 each match two latents, one of which has the category: binomial counts."""
-    category_of: dict[int, str | None] = dict.fromkeys(range(300))
-    category_of |= dict.fromkeys(range(100, 200), "deductive")
-    matches = torch.stack([torch.arange(100, 200), torch.arange(200, 300)], dim=1)
-    found = category_excess(
-        category_of, chosen=torch.arange(100), matches=matches, categories=("deductive",), generator=generator
-    )
-    assert [c.category for c in found] == ["any", "deductive"]
-    for c in found:
-        assert (c.found, c.expected) == (0, 50.0)
-        assert 39 <= c.low <= 41
-        assert 59 <= c.high <= 61
-        assert c.verdict == "fewer"
-
-
-def test_chosen_latents_that_stand_out_are_said_to_be_more(generator):
-    category_of = {**dict.fromkeys(range(20), "deductive"), **dict.fromkeys(range(20, 60))}
-    matches = torch.arange(20, 60).view(20, 2)
-    found = category_excess(
-        category_of, chosen=torch.arange(20), matches=matches, categories=("deductive",), generator=generator
-    )
-    assert [c.verdict for c in found] == ["more", "more"]
-    assert found[0].p_more == pytest.approx(1 / 4001)
 
 
 def test_wilson_interval_solves_its_equation():

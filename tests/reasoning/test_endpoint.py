@@ -3,9 +3,11 @@
 import datetime
 import email.utils
 import json
+import traceback
 
 import pytest
 
+from crosscoders.errors import CrosscodersError
 from crosscoders.reasoning import ChatClient, EndpointConfig, EndpointError
 from tests.reasoning.fake_endpoint import FakeEndpoint, completion, slow
 
@@ -17,7 +19,7 @@ def question(text: str = "what?") -> list[dict[str, str]]:
 
 
 def client_of(endpoint: FakeEndpoint, tmp_path, *, waits: list[float] | None = None, **changes) -> ChatClient:
-    settings = {"api_key_env": None, "timeout_s": 5.0, "max_retries": 2, **changes}
+    settings = {"timeout_s": 5.0, "max_retries": 2, **changes}
     config = EndpointConfig(base_url=endpoint.url, model="fake", **settings)
     sleep = (lambda s: None) if waits is None else waits.append
     return ChatClient(config, cache=tmp_path / "cache", sleep=sleep)
@@ -138,8 +140,102 @@ def test_a_missing_key_is_said_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("FAKE_KEY", raising=False)
     endpoint = FakeEndpoint(lambda request, n: completion("ok"))
     with endpoint.serving(), pytest.raises(ValueError, match="FAKE_KEY"):
-        client_of(endpoint, tmp_path, api_key_env="FAKE_KEY").ask(question(), str)
+        client_of(endpoint, tmp_path, api_key_env="FAKE_KEY")
     assert endpoint.requests == []
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_no_name_of_a_key_sends_none(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeEndpoint(lambda request, n: completion("ok")).serving() as endpoint:
+        client_of(endpoint, tmp_path, api_key_env=name).ask(question(), str)
+        client_of(endpoint, tmp_path).ask(question("who?"), str)
+    assert len(endpoint.headers) == 2
+    assert all("Authorization" not in headers for headers in endpoint.headers)
+
+
+def test_a_key_is_stripped_and_one_that_no_header_can_carry_is_refused_unseen(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_KEY", f" {KEY}\n")
+    with FakeEndpoint(lambda request, n: completion("ok")).serving() as endpoint:
+        client_of(endpoint, tmp_path, api_key_env="FAKE_KEY").ask(question(), str)
+        assert endpoint.headers[0]["Authorization"] == f"Bearer {KEY}"
+        for bad in ("sk-one two", "sk-one\r\nHost: x", "sk-\u20ac"):
+            monkeypatch.setenv("FAKE_KEY", bad)
+            with pytest.raises(ValueError, match="FAKE_KEY") as caught:
+                client_of(endpoint, tmp_path, api_key_env="FAKE_KEY")
+            assert "sk-" not in str(caught.value)
+
+
+def test_a_key_in_place_of_its_variable_is_refused_unseen():
+    with pytest.raises(ValueError, match="api_key_env") as caught:
+        EndpointConfig(base_url="http://x", model="m", api_key_env=KEY)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (200, {}, f"<html>{KEY}</html>".encode()),
+        (200, {}, ("x" * 110 + KEY).encode()),
+        completion(f"your key is {KEY}"),
+        completion("x" * 115 + KEY),
+        (400, {}, ("x" * 490 + KEY).encode()),
+        (403, {}, KEY.replace("-", "\\u002d").encode()),
+        (500, {}, KEY.encode()),
+    ],
+)
+def test_no_text_of_an_endpoint_shows_the_key(tmp_path, monkeypatch, caplog, reply):
+    monkeypatch.setenv("FAKE_KEY", KEY)
+    endpoint = FakeEndpoint(lambda request, n: reply)
+    with caplog.at_level("DEBUG"), endpoint.serving(), pytest.raises(EndpointError) as caught:
+        client_of(endpoint, tmp_path, api_key_env="FAKE_KEY").ask(question(), int)
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert KEY[:8] not in shown
+
+
+def test_an_answer_that_holds_the_key_is_kept_without_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_KEY", KEY)
+    with FakeEndpoint(lambda request, n: completion(f"key {KEY}")).serving() as endpoint:
+        assert client_of(endpoint, tmp_path, api_key_env="FAKE_KEY").ask(question(), str) == "key ***"
+    assert KEY not in next((tmp_path / "cache").iterdir()).read_text()
+
+
+@pytest.mark.parametrize(("code", "is_final"), [(400, False), (413, False), (422, False), (404, True)])
+def test_only_refusals_of_the_whole_endpoint_are_final(tmp_path, code, is_final):
+    endpoint = FakeEndpoint(lambda request, n: (code, {}, b"too long"))
+    with endpoint.serving(), pytest.raises(EndpointError, match=str(code)) as caught:
+        client_of(endpoint, tmp_path).ask(question(), str)
+    assert isinstance(caught.value, CrosscodersError)
+    assert caught.value.is_final == is_final
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("asked", ["nan", "inf", "-5", "soon"])
+def test_a_retry_after_that_says_nothing_is_ignored(tmp_path, asked):
+    waits: list[float] = []
+    limited = (429, {"Retry-After": asked}, b"")
+    with FakeEndpoint(lambda request, n: limited if n == 1 else completion("ok")).serving() as endpoint:
+        client_of(endpoint, tmp_path, waits=waits).ask(question(), str)
+    assert waits == [1.0]
+
+
+def test_no_more_calls_are_sent_than_allowed(tmp_path):
+    with FakeEndpoint(lambda request, n: completion("ok")).serving() as endpoint:
+        client = client_of(endpoint, tmp_path, max_calls=2)
+        for text in ("a", "b", "a"):
+            client.ask(question(text), str)
+        with pytest.raises(EndpointError, match="max_calls") as caught:
+            client.ask(question("c"), str)
+    assert caught.value.is_final
+    assert len(endpoint.requests) == 2
+
+
+def test_an_estimate_says_whether_there_is_a_price(tmp_path):
+    endpoint = FakeEndpoint(lambda request, n: completion("ok"))
+    endpoint.url = "http://localhost"
+    assert "no price given" in str(client_of(endpoint, tmp_path).estimate([question()]))
+    priced = client_of(endpoint, tmp_path, price_per_million_input=1e6).estimate([question()])
+    assert "cost at most about 12" in str(priced + priced)
 
 
 def test_a_damaged_cache_file_is_asked_anew(tmp_path):
@@ -170,6 +266,9 @@ def test_estimates_count_what_is_not_cached_and_send_nothing(tmp_path):
         ({"model": ""}, "model"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"max_retries": -1}, "max_retries"),
+        ({"max_calls": 0}, "max_calls"),
+        ({"base_url": "http://user:word@x"}, "base_url"),
+        ({"base_url": "http://"}, "base_url"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, said):

@@ -7,11 +7,13 @@ import torch
 
 from crosscoders.reasoning import (
     Annotation,
+    CategoryWords,
     ChatClient,
     EndpointConfig,
     LLMAnnotator,
     LLMJudge,
     annotate_latents,
+    category_hints,
     detection_score,
     fuzzing_score,
 )
@@ -19,12 +21,13 @@ from tests.reasoning.fake_endpoint import FakeEndpoint, completion
 from tests.reasoning.snippet_cases import PLAIN, WAITS, snippet
 
 GOOD = '{"explanation": "fires at Wait", "category": "self-reflection"}'
+OTHERS = [snippet(f"the dog saw {word}", at=0) for word in "abcdefghijkl"]
 SNIPPETS = {latent: [snippet(f"word{latent} . Wait", at=2)] for latent in range(6)}
 ANNOTATION = Annotation(latent=0, category=None, score=float("nan"), explanation="fires at Wait")
 
 
 def client_of(endpoint: FakeEndpoint, tmp_path, **changes) -> ChatClient:
-    settings = {"api_key_env": None, "timeout_s": 5.0, "max_retries": 1, **changes}
+    settings = {"timeout_s": 5.0, "max_retries": 1, **changes}
     config = EndpointConfig(base_url=endpoint.url, model="fake", **settings)
     return ChatClient(config, cache=tmp_path / "cache", sleep=lambda s: None)
 
@@ -68,6 +71,64 @@ def test_a_refused_key_stops_at_once(tmp_path):
         report = annotate_latents(LLMAnnotator(client_of(endpoint, tmp_path)), SNIPPETS)
     assert len(report.skipped) == 6
     assert len(endpoint.requests) == 1
+
+
+def test_a_question_that_is_refused_costs_only_its_latent(tmp_path):
+    with FakeEndpoint(
+        lambda request, n: (400, {}, b"too long") if n in (2, 4) else completion(GOOD)
+    ).serving() as endpoint:
+        report = annotate_latents(LLMAnnotator(client_of(endpoint, tmp_path)), SNIPPETS)
+    assert sorted(report.skipped) == [1, 3]
+    assert len(endpoint.requests) == 6
+
+
+@pytest.mark.parametrize("said", ["Proof Step", "proof step", " PROOF STEP "])
+def test_a_category_is_found_whatever_its_case_and_named_as_it_was_given(tmp_path, said):
+    answer = json.dumps({"explanation": "x", "category": said})
+    with FakeEndpoint(lambda request, n: completion(answer)).serving() as endpoint:
+        annotator = LLMAnnotator(client_of(endpoint, tmp_path), categories={"Proof Step": "a step"})
+        assert annotator.annotate(0, WAITS).category == "Proof Step"
+
+
+def test_a_category_named_none_is_refused(tmp_path):
+    endpoint = FakeEndpoint(lambda request, n: completion(GOOD))
+    endpoint.url = "http://localhost"
+    with pytest.raises(ValueError, match="None"):
+        LLMAnnotator(client_of(endpoint, tmp_path), categories={"None": "a step"})
+
+
+def test_hints_of_categories_of_ones_own_name_their_words():
+    own = {"deductive": CategoryWords(phrases=("So",)), "doubt": CategoryWords(phrases=("Perhaps", "Hm"))}
+    hints = category_hints(own)
+    assert list(hints) == ["deductive", "doubt"]
+    assert "conclusion" in hints["deductive"]
+    assert "'Perhaps', 'Hm'" in hints["doubt"]
+
+
+def test_a_judge_gives_up_after_failures_in_a_row_and_says_how_many_it_left(tmp_path):
+    with FakeEndpoint(lambda request, n: (400, {}, b"no")).serving() as endpoint:
+        judge = LLMJudge(client_of(endpoint, tmp_path), n_per_question=2)
+        assert judge.fires(ANNOTATION, PLAIN) == [None] * 8
+        assert judge.fires(ANNOTATION, PLAIN) == [None] * 8
+    assert len(endpoint.requests) == 3
+    assert judge.n_skipped == 8
+    assert "400" in judge.why_skipped
+
+
+def test_a_judge_asks_nothing_more_after_a_refused_key(tmp_path):
+    with FakeEndpoint(lambda request, n: (401, {}, b"no")).serving() as endpoint:
+        judge = LLMJudge(client_of(endpoint, tmp_path), n_per_question=2)
+        assert judge.fires(ANNOTATION, PLAIN) == [None] * 8
+    assert len(endpoint.requests) == 1
+
+
+def test_failures_of_a_judge_that_do_not_follow_each_other_do_not_stop_it(tmp_path):
+    flags = completion("[1, 0]")
+    with FakeEndpoint(lambda request, n: (400, {}, b"") if n % 3 else flags).serving() as endpoint:
+        judge = LLMJudge(client_of(endpoint, tmp_path), n_per_question=2)
+        found = judge.fires(ANNOTATION, OTHERS)
+    assert found == [None] * 4 + [True, False] + [None] * 4 + [True, False]
+    assert judge.n_skipped == 4
 
 
 def truthful(request: dict, n: int) -> tuple:

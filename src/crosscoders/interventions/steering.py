@@ -44,7 +44,8 @@ class SteeringHook:
         unit: What an amount of 1 means in `Add` and `Clamp`. "residual_norm": the mean norm of this source's
             residual stream, sqrt(d_model) / scale. "max_activation": the latent's largest activation. "raw":
             a vector of length 1. "activation": the latent's own unit.
-        max_activations: Largest activation of each latent; required by, and only for, "max_activation".
+        max_activations: Largest activation of each latent, above 0 unless its amount is 0; required by, and
+            only for, "max_activation".
         codes: Where activations come from. "lockstep": all source models run on the same tokens, each with
             its own KV cache, the others unsteered. "swap": this source's normalized activation in every slot
             (equal widths only). "own": only this source's encoder columns.
@@ -56,8 +57,8 @@ class SteeringHook:
         at_tokens: Act only where the token read is one of these ids (see `AddVector`).
 
     Raises:
-        ValueError: No such source or latent, no edits, an amount or length that is not finite, a source
-            without hook name, or codes that cannot be had.
+        ValueError: No such source or latent, no edits, an amount or length that is not finite, a largest
+            activation that is not above 0, a source without hook name, or codes that cannot be had.
 
     Example:
         wait = SteeringHook(crosscoder, {1432: 0.6}, source="distilled", after="<think>")
@@ -190,14 +191,14 @@ class _Units:
         """What one unit of the latent's activation adds to the stream."""
         return self._crosscoder.steering_direction(latent, self._source.name).float()
 
-    def vector(self, latent: int) -> Tensor:
+    def vector(self, latent: int, edit: Add) -> Tensor:
         """The vector that an amount of 1 stands for."""
         direction, norm = self.direction(latent), self._norm(latent)
         if self._unit == "raw":
             return direction / norm
         if self._unit == "residual_norm":
             return direction / norm * (math.sqrt(self._source.d_model) / self._source.scale)
-        return direction if self._unit == "activation" else direction * self._largest(latent)
+        return direction if self._unit == "activation" else direction * self._largest(latent, edit)
 
     def amount(self, latent: int, edit: Edit) -> float:
         """The change of activation that an amount of 1 stands for; NaN for edits that have no unit."""
@@ -207,7 +208,7 @@ class _Units:
             return 1 / self._norm(latent)
         if self._unit == "residual_norm":
             return math.sqrt(self._source.d_model) / self._source.scale / self._norm(latent)
-        return 1.0 if self._unit == "activation" else float(self._largest(latent))
+        return 1.0 if self._unit == "activation" else float(self._largest(latent, edit))
 
     def _norm(self, latent: int) -> float:
         norm = self.direction(latent).norm().item()
@@ -218,10 +219,17 @@ class _Units:
             )
         return norm
 
-    def _largest(self, latent: int) -> int | float:
+    def _largest(self, latent: int, edit: Edit) -> int | float:
         if self._max_activations is None or latent not in self._max_activations:
             raise ValueError(f"SteeringHook: max_activations has no entry for latent {latent}.")
-        return self._max_activations[latent]
+        largest = self._max_activations[latent]
+        if edit.change(1.0).offset != 0 and not (math.isfinite(largest) and largest > 0):
+            raise ValueError(
+                f"SteeringHook: latent {latent} cannot be edited in units of its largest activation: "
+                f"expected a finite number above 0 in max_activations, got {largest}; a latent that never "
+                'fires has no such unit, so choose another one or unit="residual_norm".'
+            )
+        return largest
 
 
 class _CodedEdits:
@@ -281,7 +289,7 @@ def _check_options(
 
 def _added(units: _Units, edits: Mapping[int, Edit], *, d_model: int) -> Tensor:
     """Sum of what the `Add` edits add."""
-    parts = [edit.strength * units.vector(j) for j, edit in edits.items() if isinstance(edit, Add)]
+    parts = [edit.strength * units.vector(j, edit) for j, edit in edits.items() if isinstance(edit, Add)]
     vector = torch.stack(parts).sum(dim=0) if parts else torch.zeros(d_model)
     if not bool(vector.isfinite().all()):
         raise ValueError("SteeringHook: what is added holds NaN or infinite entries.")

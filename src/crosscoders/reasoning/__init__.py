@@ -6,6 +6,7 @@ from crosscoders.reasoning.annotators import (
     LatentAnnotator,
     LexicalLatentAnnotator,
     has_labels,
+    label_categories,
 )
 from crosscoders.reasoning.categories import CATEGORIES, LEXICON
 from crosscoders.reasoning.collect import (
@@ -16,18 +17,19 @@ from crosscoders.reasoning.collect import (
     collect_snippets,
 )
 from crosscoders.reasoning.contrasts import lexical_contrasts
-from crosscoders.reasoning.endpoint import (
-    ChatClient,
-    CostEstimate,
-    EndpointConfig,
-    EndpointError,
-    EndpointReport,
-)
+from crosscoders.reasoning.endpoint import ChatClient, EndpointError
+from crosscoders.reasoning.endpoint_config import CostEstimate, EndpointConfig, EndpointReport
 from crosscoders.reasoning.enrichment import N_BINS, Enrichment
 from crosscoders.reasoning.excess import ANY_CATEGORY, CategoryExcess, category_excess
 from crosscoders.reasoning.lexical import LexicalAnnotator, Opener
 from crosscoders.reasoning.lexicon import CategoryWords, read_lexicon
-from crosscoders.reasoning.llm import AnnotationReport, LLMAnnotator, LLMJudge, annotate_latents
+from crosscoders.reasoning.llm import (
+    AnnotationReport,
+    LLMAnnotator,
+    LLMJudge,
+    annotate_latents,
+    category_hints,
+)
 from crosscoders.reasoning.reading import LatentRows, read_latents
 from crosscoders.reasoning.roles import ROLES, RoleMeasures, RoleMeter, chat_roles, measure_roles
 from crosscoders.reasoning.scoring import (
@@ -80,6 +82,7 @@ __all__ = [
     "SnippetOptions",
     "annotate_latents",
     "category_excess",
+    "category_hints",
     "chat_roles",
     "collect_snippets",
     "detection_score",
@@ -87,6 +90,7 @@ __all__ = [
     "frequency_matched",
     "fuzzing_score",
     "has_labels",
+    "label_categories",
     "lexical_contrasts",
     "measure_roles",
     "quantile_snippets",

@@ -12,6 +12,7 @@ from crosscoders.reasoning.lexical import LexicalAnnotator
 from crosscoders.reasoning.snippets import Snippet
 
 NO_EVIDENCE = "no snippets"
+EVERYWHERE = "words of every category stand near every random token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ class LexicalLatentAnnotator:
             snippets: Snippets with the activating token marked.
 
         Returns:
-            Its annotation; score NaN and no category without snippets.
+            Its annotation; score NaN and no category without snippets, or where every
+            category's words stand near every random token.
         """
         if not snippets:
             return Annotation(latent=latent, category=None, score=float("nan"), explanation=NO_EVIDENCE)
@@ -96,6 +98,8 @@ class LexicalLatentAnnotator:
             for name, share in shares.items()
             if self.base_rates[name] < 1
         }
+        if not scores:
+            return Annotation(latent=latent, category=None, score=float("nan"), explanation=EVERYWHERE)
         ranked = sorted(scores, key=lambda name: -scores[name])
         best, *others = ranked
         lead = scores[best] - max((scores[name] for name in others), default=0.0)
@@ -142,7 +146,8 @@ class LabelAnnotator:
     """The category whose labeled tokens a latent tells best from others, by AUROC.
 
     Reads the columns `auroc/onset/<category>` and `auroc/function/<category>/<marker>` of a table of latents
-    (averaged over markers); a category's score is the larger of the two. 0.5 is chance. It needs labels,
+    (averaged over the markers that have one: one that does not occur is NaN and left out); a category's
+    score is the larger of the two. 0.5 is chance. It needs labels,
     which only text of known making has; snippets play no part.
 
     Args:
@@ -216,11 +221,28 @@ def has_labels(columns: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("auroc/function/") for name in columns)
 
 
+@typed
+def label_categories(columns: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Categories that a table of latents has questions about, as `LabelAnnotator` reads them.
+
+    Args:
+        columns: Columns of a `LatentTable`.
+
+    Returns:
+        In the order of the columns, each once.
+    """
+    parts = [name.split("/") for name in columns]
+    named = [
+        part[2] for part in parts if len(part) > 2 and part[0] == "auroc" and part[1] in ("onset", "function")
+    ]
+    return tuple(dict.fromkeys(named))
+
+
 def _label_scores(columns: Mapping[str, Tensor], category: str) -> dict[str, Tensor]:
     found = {}
     if f"auroc/onset/{category}" in columns:
         found["onset"] = columns[f"auroc/onset/{category}"].double()
     markers = [column for name, column in columns.items() if name.startswith(f"auroc/function/{category}/")]
     if markers:
-        found["function"] = torch.stack(markers).double().mean(dim=0)
+        found["function"] = torch.stack(markers).double().nanmean(dim=0)
     return found

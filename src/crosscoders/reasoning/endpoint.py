@@ -6,27 +6,32 @@ import http.client
 import json
 import logging
 import math
-import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
+from crosscoders.errors import CrosscodersError
+from crosscoders.reasoning.endpoint_config import CostEstimate, EndpointConfig, EndpointReport, key_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Message = Mapping[str, str]
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_FINAL_STATUS = frozenset({401, 403, 404})  # whatever is asked; other refusals concern one question
+_MAX_REFUSAL_BYTES = 1 << 16
+_SHOWN_CHARACTERS = 300
+_LEAST_SECRET = 8  # characters of a key that is worth hiding in answers; a shorter one is a placeholder
 _MESSAGE_OVERHEAD_TOKENS = 4
 _COUNTED = ("calls", "cached", "failed", "retries", "garbage", "input", "output")
 
 
-class EndpointError(RuntimeError):
+class EndpointError(CrosscodersError, RuntimeError):
     """No usable answer from an endpoint, after all retries.
 
     Args:
@@ -37,113 +42,6 @@ class EndpointError(RuntimeError):
     def __init__(self, message: str, *, is_final: bool = False) -> None:
         super().__init__(message)
         self.is_final = is_final
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
-    """An OpenAI-compatible chat-completions endpoint and how to use it.
-
-    Args:
-        base_url: Address up to and without `/chat/completions`, such as `https://api.openai.com/v1`.
-        model: Name of the model there.
-        api_key_env: Environment variable that holds the key; None sends no key, as local servers want it. The
-            key goes into the `Authorization` header of requests to this address and nowhere else.
-        timeout_s: Longest silence of the endpoint.
-        max_retries: Further tries after a failure that may pass, and after an answer of no use.
-        first_wait_s: Wait before the second try; it doubles with each further one.
-        max_wait_s: Longest wait; an endpoint that asks for more is given up.
-        max_output_tokens: Limit on an answer's length.
-        temperature: Sampling temperature.
-        price_per_million_input: Price of a million input tokens, in any currency.
-        price_per_million_output: Price of a million output tokens.
-        characters_per_token: For estimates only.
-    """
-
-    base_url: str
-    model: str
-    api_key_env: str | None = "OPENAI_API_KEY"
-    timeout_s: float = 60.0
-    max_retries: int = 4
-    first_wait_s: float = 1.0
-    max_wait_s: float = 120.0
-    max_output_tokens: int = 400
-    temperature: float = 0.0
-    price_per_million_input: float = 0.0
-    price_per_million_output: float = 0.0
-    characters_per_token: float = 3.5
-
-    def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"EndpointConfig: base_url must start with http:// or https://, got {self.base_url!r}."
-            )
-        if not self.model:
-            raise ValueError("EndpointConfig: model is empty; name one that the endpoint serves.")
-        for name in ("timeout_s", "max_output_tokens", "characters_per_token"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"EndpointConfig: {name} must be positive, got {getattr(self, name)}.")
-        for name in ("max_retries", "first_wait_s", "max_wait_s", "temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"EndpointConfig: {name} must not be negative, got {getattr(self, name)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostEstimate:
-    """What some requests would take, before any is sent.
-
-    Args:
-        n_calls: Requests that would be sent.
-        n_cached: Requests whose answers are on disk already.
-        input_tokens: Tokens sent, from the number of characters.
-        output_tokens: Tokens received at most.
-        cost: At the configured prices, retries not counted.
-    """
-
-    n_calls: int
-    n_cached: int
-    input_tokens: int
-    output_tokens: int
-    cost: float
-
-    def __add__(self, other: "CostEstimate") -> "CostEstimate":
-        return CostEstimate(
-            n_calls=self.n_calls + other.n_calls,
-            n_cached=self.n_cached + other.n_cached,
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cost=self.cost + other.cost,
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.n_calls} calls ({self.n_cached} more are cached), about {self.input_tokens} tokens in "
-            f"and at most {self.output_tokens} out, cost at most about {self.cost:.4f}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndpointReport:
-    """What a client did so far.
-
-    Args:
-        n_calls: Requests sent, retries included.
-        n_cached: Answers taken from disk.
-        n_failed: Questions that got no usable answer.
-        n_retries: Requests sent again.
-        n_garbage: Answers of no use.
-        input_tokens: Tokens sent, as the endpoint counts them.
-        output_tokens: Tokens received, as the endpoint counts them.
-        cost: Of those tokens, at the configured prices.
-    """
-
-    n_calls: int
-    n_cached: int
-    n_failed: int
-    n_retries: int
-    n_garbage: int
-    input_tokens: int
-    output_tokens: int
-    cost: float
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -168,18 +66,23 @@ class ChatClient:
     An answer goes to disk as soon as it has been understood, one JSON file per question, named by the SHA-256
     of model, messages and sampling parameters; an interrupted run goes on where it stopped. Timeouts, broken
     connections, rate limits (`Retry-After` is respected), server errors and answers of no use are tried again
-    with doubling waits; other refusals are not. Redirects are not followed.
+    with doubling waits; other refusals are not, and 401, 403 and 404 are final. Redirects are not followed.
+    The key is taken from its environment variable here, and masked in whatever the endpoint says.
 
     Args:
         config: The endpoint.
         cache: Folder of the answers; created if missing.
         sleep: Waits so many seconds; replaceable for tests.
+
+    Raises:
+        ValueError: The configured environment variable holds no key, or one that no header can carry.
     """
 
     def __init__(
         self, config: EndpointConfig, *, cache: Path, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.config = config
+        self._key = key_of(config)
         self.cache = Path(cache)
         self.cache.mkdir(parents=True, exist_ok=True)
         self._sleep = sleep
@@ -203,6 +106,7 @@ class ChatClient:
             input_tokens=n_in,
             output_tokens=n_out,
             cost=self._cost(n_in, n_out),
+            is_priced=self.config.price_per_million_input > 0 or self.config.price_per_million_output > 0,
         )
 
     @typed
@@ -214,8 +118,7 @@ class ChatClient:
             parse: Turns the answer's text into what is wanted; raises ValueError if it is of no use.
 
         Raises:
-            EndpointError: No usable answer after all retries, or a refusal.
-            ValueError: The configured environment variable holds no key.
+            EndpointError: No usable answer after all retries, a refusal, or `max_calls` reached.
         """
         path = self._path(messages)
         kept = self._read(path, parse)
@@ -258,9 +161,9 @@ class ChatClient:
     def _understood(self, text: str, parse: Callable[[str], T]) -> T:
         try:
             return parse(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             self._counts["garbage"] += 1
-            raise _Passing(f"an answer of no use ({err}): {text[:120]!r}") from err
+            raise _Passing(self._masked(f"an answer of no use ({err}): {text[:120]!r}")) from None
 
     def _wait(self, attempt: int, failure: _Passing) -> None:
         wait_s = max(failure.wait_s, self.config.first_wait_s * 2**attempt)
@@ -275,8 +178,15 @@ class ChatClient:
         self._sleep(min(wait_s, self.config.max_wait_s))
 
     def _send(self, messages: Sequence[Message]) -> str:
-        key = self._key()
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        if self._counts["calls"] >= self.config.max_calls:
+            raise EndpointError(
+                f"{self.config.base_url}: max_calls, {self.config.max_calls}, reached; raise it to go on. "
+                "The answers so far are kept.",
+                is_final=True,
+            )
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(
             self.config.base_url.rstrip("/") + "/chat/completions",
             data=json.dumps(self._request(messages)).encode("utf-8"),
@@ -288,33 +198,34 @@ class ChatClient:
             with self._opener.open(request, timeout=self.config.timeout_s) as response:
                 body = response.read()
         except urllib.error.HTTPError as err:
-            raise self._refusal(err, key) from err
+            raise self._refusal(err) from None  # no cause: its text may hold the key
         except (OSError, http.client.HTTPException) as err:  # URLError and timeouts are OSErrors
-            raise _Passing(f"no answer ({type(err).__name__}: {err})") from err
+            raise _Passing(self._masked(f"no answer ({type(err).__name__}: {err})")) from None
         return self._content(body)
 
-    def _refusal(self, err: urllib.error.HTTPError, key: str | None) -> Exception:
+    def _refusal(self, err: urllib.error.HTTPError) -> Exception:
         with err:
             try:
-                said = err.read(500).decode("utf-8", errors="replace")
+                said = err.read(_MAX_REFUSAL_BYTES).decode("utf-8", errors="replace")
             except (OSError, http.client.HTTPException):
                 said = ""
-        said = said.replace(key, "***") if key else said
+        said = self._masked(f"({err.reason}) {said}")[:_SHOWN_CHARACTERS]
         if err.code in _RETRIED_STATUS:
             return _Passing(f"status {err.code}", wait_s=_retry_after_s(err.headers.get("Retry-After")))
         return EndpointError(
-            f"{self.config.base_url}: status {err.code} ({err.reason}) for model {self.config.model!r}: "
-            f"{said!r}; check base_url, model and key.",
-            is_final=True,
+            f"{self.config.base_url}: status {err.code} for model {self.config.model!r}: {said!r}; "
+            "check base_url, model and key.",
+            is_final=err.code in _FINAL_STATUS,
         )
 
     def _content(self, body: bytes) -> str:
         try:
             reply = json.loads(body)
             text = reply["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as err:
+        except (ValueError, LookupError, TypeError, RecursionError):
             self._counts["garbage"] += 1
-            raise _Passing(f"an answer that is no chat completion: {body[:120]!r}") from err
+            said = self._masked(body.decode("utf-8", errors="replace"))[:120]
+            raise _Passing(f"an answer that is no chat completion: {said!r}") from None
         usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
         for ours, theirs in (("input", "prompt_tokens"), ("output", "completion_tokens")):
             n = usage.get(theirs)
@@ -322,7 +233,14 @@ class ChatClient:
         if not isinstance(text, str):
             self._counts["garbage"] += 1
             raise _Passing("an answer without text")
-        return text
+        return self._masked(text) if len(self._key) >= _LEAST_SECRET else text
+
+    def _masked(self, text: str) -> str:
+        """Text without the key, as it is or as JSON may escape it."""
+        if not self._key:
+            return text
+        spelled = "".join(rf"(?:{re.escape(c)}|\\{re.escape(c)}|\\u00{ord(c):02x})" for c in self._key)
+        return re.sub(spelled, "***", text, flags=re.IGNORECASE)
 
     def _read(self, path: Path, parse: Callable[[str], T]) -> tuple[T] | None:
         """The kept answer, or None if there is none that can be used (it is then asked anew)."""
@@ -330,8 +248,8 @@ class ChatClient:
             return None
         try:
             return (parse(json.loads(path.read_text(encoding="utf-8"))["answer"]),)
-        except (ValueError, LookupError, TypeError) as err:
-            log.warning("%s holds no usable answer (%s); asking again", path, err)
+        except (ValueError, LookupError, TypeError, RecursionError) as err:
+            log.warning("%s holds no usable answer (%s); asking again", path, self._masked(str(err)))
             return None
 
     def _request(self, messages: Sequence[Message]) -> dict[str, Any]:
@@ -345,18 +263,6 @@ class ChatClient:
     def _path(self, messages: Sequence[Message]) -> Path:
         canonical = json.dumps(self._request(messages), sort_keys=True, separators=(",", ":"))
         return self.cache / f"{hashlib.sha256(canonical.encode('utf-8')).hexdigest()}.json"
-
-    def _key(self) -> str | None:
-        name = self.config.api_key_env
-        if name is None:
-            return None
-        key = os.environ.get(name, "")
-        if not key:
-            raise ValueError(
-                f"EndpointConfig: the environment variable {name} holds no key; set it, or pass "
-                "api_key_env=None for an endpoint that wants none."
-            )
-        return key
 
     def _n_tokens(self, messages: Sequence[Message]) -> int:
         n_characters = sum(len(message["content"]) for message in messages)
@@ -374,10 +280,10 @@ def _retry_after_s(value: str | None) -> float:
     if value is None:
         return 0.0
     try:
-        return max(float(value), 0.0)
+        wait_s = float(value)
     except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
-        return 0.0
+        try:
+            wait_s = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return wait_s if math.isfinite(wait_s) and wait_s > 0 else 0.0

@@ -9,12 +9,14 @@ from typing import Any, final
 from crosscoders._typing import typed
 from crosscoders.reasoning.annotators import NO_EVIDENCE, Annotation, LatentAnnotator
 from crosscoders.reasoning.endpoint import ChatClient, CostEstimate, EndpointError, Message
+from crosscoders.reasoning.lexicon import CategoryWords
 from crosscoders.reasoning.scoring import MarkedSnippet
 from crosscoders.reasoning.snippets import Snippet
 
 log = logging.getLogger(__name__)
 NO_CATEGORY = "none"
 _TYPICAL_EXPLANATION = "x" * 200  # stands for the explanation in estimates, before there is one
+_N_HINTS = 6
 _CATEGORY_HELP = {
     "self-reflection": "checking or doubting what was said before",
     "deductive": "drawing a conclusion from what was said before",
@@ -44,13 +46,22 @@ class LLMAnnotator:
 
     Args:
         client: The endpoint.
-        categories: Categories to choose from, with a hint of what each means.
+        categories: Categories to choose from, with a hint of what each means; the paper's four if None.
+            `category_hints` makes them from a lexicon.
+
+    Raises:
+        ValueError: A category named "none", which is the answer for no category.
     """
 
     @typed
     def __init__(self, client: ChatClient, *, categories: Mapping[str, str] | None = None) -> None:
         self.client = client
         self.categories = dict(_CATEGORY_HELP if categories is None else categories)
+        self._named = {name.strip().casefold(): name for name in self.categories}
+        if NO_CATEGORY in self._named:
+            raise ValueError(
+                f"LLMAnnotator: category {self._named[NO_CATEGORY]!r} means no category; call it otherwise."
+            )
 
     @typed
     def annotate(self, latent: int, snippets: Sequence[Snippet]) -> Annotation:
@@ -93,27 +104,51 @@ class LLMAnnotator:
         answer = _json_in(text, "{", "}")
         if not isinstance(answer, dict) or not isinstance(answer.get("explanation"), str):
             raise ValueError("no explanation in it")
-        category = str(answer.get("category")).strip().lower()
-        if category not in (*self.categories, NO_CATEGORY):
-            raise ValueError(f"category {category!r} is not among {[*self.categories, NO_CATEGORY]}")
-        return answer["explanation"].strip(), None if category == NO_CATEGORY else category
+        said = str(answer.get("category")).strip()
+        if said.casefold() not in (*self._named, NO_CATEGORY):
+            raise ValueError(f"category {said!r} is not among {[*self.categories, NO_CATEGORY]}")
+        return answer["explanation"].strip(), self._named.get(said.casefold())
+
+
+@typed
+def category_hints(lexicon: Mapping[str, CategoryWords]) -> dict[str, str]:
+    """For `LLMAnnotator` what each category of a lexicon means; one not of the paper by some of its phrases.
+
+    Args:
+        lexicon: Words by category (`read_lexicon`).
+    """
+    return {
+        name: _CATEGORY_HELP.get(name, f"as with {', '.join(map(repr, words.phrases[:_N_HINTS]))}")
+        for name, words in lexicon.items()
+    }
 
 
 @final
 class LLMJudge:
     """Asks a language model to guess from an explanation alone; a question that fails gives no answers.
 
+    After a refusal that nothing will change, or `give_up_after` failures in a row, nothing more is asked:
+    every further question counts as failed. `n_skipped` says how many did and `why_skipped` why.
+
     Args:
         client: The endpoint.
         n_per_question: Snippets in one question.
+        give_up_after: Failures in a row after which nothing more is asked.
+
+    Raises:
+        ValueError: `n_per_question` or `give_up_after` below 1.
     """
 
     @typed
-    def __init__(self, client: ChatClient, *, n_per_question: int = 10) -> None:
-        if n_per_question < 1:
-            raise ValueError(f"LLMJudge: n_per_question must be at least 1, got {n_per_question}.")
+    def __init__(self, client: ChatClient, *, n_per_question: int = 10, give_up_after: int = 3) -> None:
+        for name, value in (("n_per_question", n_per_question), ("give_up_after", give_up_after)):
+            if value < 1:
+                raise ValueError(f"LLMJudge: {name} must be at least 1, got {value}.")
         self.client = client
         self.n_per_question = n_per_question
+        self.give_up_after = give_up_after
+        self.n_skipped, self.why_skipped = 0, ""
+        self._n_in_a_row, self._gave_up = 0, False
 
     @typed
     def fires(self, annotation: Annotation, snippets: Sequence[Snippet]) -> Sequence[bool | None]:
@@ -160,14 +195,22 @@ class LLMJudge:
         answers: list[bool | None] = []
         for at, question in enumerate(self._questions(template, explanation, texts)):
             n = len(texts[at * self.n_per_question :][: self.n_per_question])
-            try:
-                answers += self.client.ask(question, lambda text, n=n: _parse_flags(text, n))
-            except EndpointError as err:
-                if err.is_final:
-                    raise
-                log.warning("no answer about %d snippets: %s", n, err)
-                answers += [None] * n
+            answers += self._flags(question, n)
         return answers
+
+    def _flags(self, question: Sequence[Message], n: int) -> list[bool | None]:
+        if not self._gave_up:
+            try:
+                answers = self.client.ask(question, lambda text: _parse_flags(text, n))
+                self._n_in_a_row = 0
+                return answers
+            except EndpointError as err:
+                log.warning("no answer about %d snippets: %s", n, err)
+                self.why_skipped = str(err)
+                self._n_in_a_row += 1
+                self._gave_up = err.is_final or self._n_in_a_row == self.give_up_after
+        self.n_skipped += 1
+        return [None] * n
 
     def _questions(self, template: str, explanation: str, texts: Sequence[str]) -> list[list[Message]]:
         groups = [texts[at : at + self.n_per_question] for at in range(0, len(texts), self.n_per_question)]

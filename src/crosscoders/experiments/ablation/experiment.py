@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.experiments.ablation.measure import AblationOptions, Measured, measure_category
-from crosscoders.experiments.ablation.tables import compare, curve_panels, effect_rows
+from crosscoders.experiments.ablation.tables import compare, control_rows, curve_panels, effect_rows
 from crosscoders.experiments.ablation.verdict import summary_lines, verdict
 from crosscoders.experiments.study import Finding, Study
 from crosscoders.interventions.ablation.latent_sets import threshold_set
@@ -25,22 +25,24 @@ _FIGURES = (
     ("ablation", "logit", "change of the target's logit"),
     ("ablation_centered", "centered", "change of logit - mean logit"),
 )
-_SHARED_BAND = (0.444, 0.556)  # where Minder et al.'s norm difference lies between 0.4 and 0.6
+_SHARED_BAND = (0.444, 0.556)  # L2 NRN where Minder et al.'s norm difference lies between 0.4 and 0.6
 
 
 @typed
 def ablation_experiment(study: Study, options: AblationOptions, *, folder: Path) -> Finding:
     """Ablate the latents that the paper ablates, and their controls, in both models.
 
-    Controls: latents drawn at random that fire as often and write as much at the targets; the base edit
-    rescaled to the distilled model's relative size; the same codes written along other latents' directions.
+    Controls: latents drawn at random, for each model apart, that fire as often and write as much there; the
+    same codes written along other latents' directions (both rescaled, token by token, to the size of the
+    set's edit in that model); and the base edit rescaled to the distilled model's relative size.
     Intervals (95%) resample rows of text; a row may hold several documents.
 
     Args:
         study: A run of two models with markers of each category.
         options: What to do.
         folder: Gets `ablation.csv` (every figure), `ablation_comparisons.csv` (differences with intervals),
-            `ablation_sets.csv` (the sets), and two figures.
+            `ablation_sets.csv` (the sets), `ablation_controls.csv` (the latents of every random control and
+            how they match as drawn), and two figures.
 
     Returns:
         What was found.
@@ -58,11 +60,12 @@ def ablation_experiment(study: Study, options: AblationOptions, *, folder: Path)
     sets = _latent_sets(study, options)
     places, skipped = _occurrences(study, options)
     controls, intervals = (torch.Generator().manual_seed(options.seed + i) for i in (1, 2))
-    rows, comparisons, notes = [], [], [_threshold_line(study, options)]
+    rows, comparisons, drawn, notes = [], [], [], [_threshold_line(study, options)]
     for category, occurrences in places.items():
         m = measure_category(study, options, sets, occurrences, generator=controls)
         rows += effect_rows(category, m, sets, sources=(base, distilled), generator=intervals)
         comparisons += compare(category, m, sets, base=base, distilled=distilled, generator=intervals)
+        drawn += control_rows(category, m, sets)
         notes += _occurrence_lines(category, m)
     if skipped:
         notes.append(f"Skipped for want of a single occurrence: {', '.join(skipped)}.")
@@ -70,16 +73,17 @@ def ablation_experiment(study: Study, options: AblationOptions, *, folder: Path)
     write_csv(folder / "ablation.csv", rows)
     write_csv(folder / "ablation_comparisons.csv", [c.to_row() for c in comparisons])
     write_csv(folder / "ablation_sets.csv", set_rows)
+    write_csv(folder / "ablation_controls.csv", drawn)
     for file, measure, label in _FIGURES:
         ablation_curves(curve_panels(rows, measure), list(sets), folder / f"{file}.png", ylabel=label)
     return Finding(
         name="ablation",
         title="Ablation of frequent latents of high NRN",
         claim=_CLAIM,
-        verdict=verdict(comparisons, percent=max(sets), base=base, distilled=distilled),
+        verdict=verdict(comparisons, percent=max(sets), base=base, distilled=distilled, skipped=skipped),
         lines=(*notes, *summary_lines(rows, comparisons, set_rows)),
         figures=tuple(file for file, _, _ in _FIGURES),
-        tables=("ablation.csv", "ablation_comparisons.csv", "ablation_sets.csv"),
+        tables=("ablation.csv", "ablation_comparisons.csv", "ablation_sets.csv", "ablation_controls.csv"),
     )
 
 
@@ -121,11 +125,11 @@ def _occurrences(study: Study, options: AblationOptions) -> tuple[dict[str, Occu
 def _threshold_line(study: Study, options: AblationOptions) -> str:
     nrn, fires = study.latents[options.nrn_column], study.latents["frequency"] > 0
     above = fires & (nrn > options.nrn_above)
-    shared = above & (nrn < _SHARED_BAND[1])
+    shared = above & (nrn > _SHARED_BAND[0]) & (nrn < _SHARED_BAND[1])
     return (
         f"{options.nrn_column} > {options.nrn_above:g} holds for {int(above.sum())} of the "
-        f"{int(fires.sum())} latents that fire, {int(shared.sum())} of them below {_SHARED_BAND[1]} "
-        "(shared by the norm screen)."
+        f"{int(fires.sum())} latents that fire, {int(shared.sum())} of them within "
+        f"{_SHARED_BAND[0]} to {_SHARED_BAND[1]} (shared by the norm screen, a band derived for L2 norms)."
     )
 
 

@@ -1,5 +1,6 @@
 """What the latents at both ends of the norm screen go with, beside random latents of the same frequency."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,36 +12,32 @@ from torch import Tensor
 
 from crosscoders._io import atomic_write_text
 from crosscoders._typing import typed
+from crosscoders.experiments.annotation.endpoint import EndpointWork, endpoint_config
 from crosscoders.experiments.annotation.verdict import BY, Counts, annotation_lines, annotation_verdict
 from crosscoders.experiments.study import Finding, Study
-from crosscoders.pipeline.config import build_config
 from crosscoders.reasoning import (
-    CATEGORIES,
     Annotation,
     BalancedAccuracy,
     CategoryExcess,
-    ChatClient,
-    EndpointConfig,
     ExtremeLatents,
     Judge,
     LabelAnnotator,
     LexicalAnnotator,
     LexicalJudge,
     LexicalLatentAnnotator,
-    LLMAnnotator,
-    LLMJudge,
     RoleMeasures,
     RoleMeter,
     SnippetCollection,
     SnippetCollector,
     SnippetOptions,
-    annotate_latents,
     category_excess,
+    category_hints,
     detection_score,
     extreme_latents,
     frequency_matched,
     fuzzing_score,
     has_labels,
+    label_categories,
     read_latents,
     read_lexicon,
 )
@@ -68,10 +65,12 @@ class AnnotationOptions:
         n_test: Further snippets of each latent, which score its annotation.
         min_score: Least score of a lexical annotation (`LexicalLatentAnnotator`).
         label_threshold: Least AUROC of an annotation by labels (`LabelAnnotator`).
-        lexicon: Path of a lexicon; empty for the packaged one.
+        lexicon: Path of a lexicon; empty for that of the study's material, which may be the packaged one.
         endpoint: Fields of `EndpointConfig` to let a language model annotate both ends too; empty for none.
-            Its answers are kept beside the experiment's folder, in `endpoint_cache`.
-        max_cost: Do not start asking if that would cost more, at the endpoint's prices.
+            Its answers are kept beside the experiment's folder, in `endpoint_cache`. It names the
+            environment variable of a key, never the key: options are recorded.
+        max_cost: Do not start asking if that would cost more, at the endpoint's prices; without prices the
+            endpoint's `max_calls` is the bound.
         seed: Seed of every random choice.
     """
 
@@ -96,13 +95,20 @@ class AnnotationOptions:
                 raise ValueError(f"AnnotationOptions: {name} must be at least 1, got {getattr(self, name)}.")
         if self.n_quantile < 0:
             raise ValueError(f"AnnotationOptions: n_quantile must not be negative, got {self.n_quantile}.")
+        if not self.max_cost >= 0:
+            raise ValueError(f"AnnotationOptions: max_cost must not be negative, got {self.max_cost}.")
+        if self.endpoint:
+            endpoint_config(self.endpoint)  # a mistake is to be found before anything is trained
 
 
 @typed
 def annotation_experiment(study: Study, options: AnnotationOptions, *, folder: Path) -> Finding:
     """Annotate both ends of the norm screen, and random latents of the same frequency beside them.
 
-    A category counts as over-represented at an end if fewer than 2.5% of the random counts reach its count.
+    A category counts as over-represented at an end if random latents of the same frequency reach its count
+    with a probability of at most 2.5% (`category_excess`). What an endpoint does not answer is left out, said
+    in the finding, and makes it incomplete; so is everything if asking would take more than `max_cost` or
+    `max_calls`.
 
     Args:
         study: A run of two sources, with a tokenizer.
@@ -113,31 +119,30 @@ def annotation_experiment(study: Study, options: AnnotationOptions, *, folder: P
         The finding.
 
     Raises:
-        ValueError: Other than two sources, no tokenizer, too few latents that fire, a lexicon or an endpoint
-            that cannot be used, or one that would cost more than `max_cost`.
+        ValueError: Other than two sources, no tokenizer, too few latents that fire, a lexicon that cannot
+            be used, or an endpoint whose environment variable holds no key.
     """
     work = _Work(study, options)
+    words = LexicalAnnotator(read_lexicon(options.lexicon or study.material.lexicon or None))
+    asked = _endpoint_work(options, words, folder)
     collection, roles = work.read()
-    words = LexicalAnnotator(read_lexicon(options.lexicon or None))
     lexical = LexicalLatentAnnotator(collection.random, words=words, min_score=options.min_score)
     annotations = {
         "lexical": {
             latent: lexical.annotate(latent, found.shown) for latent, found in collection.latents.items()
         }
     }
-    columns = study.latents.columns
+    categories, columns = {"lexical": tuple(words.lexicon)}, study.latents.columns
     if has_labels(columns):
-        labels = LabelAnnotator(columns, categories=CATEGORIES, threshold=options.label_threshold)
+        categories["label"] = label_categories(columns)
+        labels = LabelAnnotator(columns, categories=categories["label"], threshold=options.label_threshold)
         annotations["label"] = {latent: labels.annotate(latent) for latent in collection.latents}
-    counts = {kind: work.counts(found, tuple(words.lexicon)) for kind, found in annotations.items()}
+    counts = {kind: work.counts(found, categories[kind]) for kind, found in annotations.items()}
     judges: dict[str, Judge] = {"lexical": LexicalJudge(words)}
-    remarks: list[str] = []
-    client = _client(options, folder) if options.endpoint else None
-    if client is not None:
-        annotations["llm"], judges["llm"], remarks = _ask_endpoint(client, work, collection)
+    if asked is not None:
+        annotations["llm"] = asked.annotate(collection, work.both_ends.tolist())
+        judges["llm"] = asked.judge
     rows = work.rows(annotations, collection, judges, roles)
-    if client is not None:
-        remarks.append(f"Endpoint, all told: {client.report()}")
     write_csv(folder / "annotation.csv", rows)
     write_csv(folder / "categories.csv", _count_rows(counts))
     _write_snippets(folder / "snippets.jsonl", collection, work.both_ends)
@@ -149,10 +154,15 @@ def annotation_experiment(study: Study, options: AnnotationOptions, *, folder: P
         name="annotation",
         title="What the latents at both ends of the norm screen go with",
         claim=CLAIM,
-        verdict=annotation_verdict(counts, work.ends),
-        lines=tuple(annotation_lines(counts, rows, ends=work.ends) + work.role_lines(roles) + remarks),
+        verdict=" ".join([annotation_verdict(counts, work.ends), *(asked.lacks() if asked else ())]),
+        lines=(
+            *annotation_lines(counts, rows, ends=work.ends),
+            *work.role_lines(roles),
+            *(asked.lines() if asked else ()),
+        ),
         figures=("annotation",),
         tables=("annotation.csv", "categories.csv"),
+        is_complete=asked is None or not asked.lacks(),
     )
 
 
@@ -168,7 +178,7 @@ class _Work:
             )
         if study.sources.tokenizer is None:
             raise ValueError("annotation_experiment: the models came without a tokenizer; snippets need one.")
-        self.generator = torch.Generator().manual_seed(options.seed)
+        generator = torch.Generator().manual_seed(options.seed)
         fired = table["frequency"] > 0
         n = min(options.n_latents, int(fired.sum()) // _MIN_SHARE_LEFT)
         self.chosen: ExtremeLatents = extreme_latents(table[f"nrn_{options.norm}"], fired, n=max(n, 1))
@@ -180,7 +190,7 @@ class _Work:
         pool = others.nonzero().flatten()
         self.matches: dict[str, Tensor] = {
             end: frequency_matched(
-                table["frequency"], latents, pool, generator=self.generator, n_matches=options.n_matches
+                table["frequency"], latents, pool, generator=generator, n_matches=options.n_matches
             )
             for end, latents in self.of_end.items()
         }
@@ -217,9 +227,9 @@ class _Work:
             end: category_excess(
                 category_of,
                 chosen=self.of_end[end],
-                matches=self.matches[end],
+                controls=self.matches[end].flatten(),
+                frequency=self.study.latents["frequency"],
                 categories=categories,
-                generator=self.generator,
             )
             for end in self.ends
         }
@@ -275,39 +285,32 @@ class _Work:
         is_testable = annotation is not None and (kind == "llm" or annotation.category is not None)
         if annotation is not None and is_testable:
             test = collection.latents[latent].test
-            silent = collection.non_activating(latent, n=len(test), generator=self.generator)
+            generator = _generator_of(self.options.seed, kind, latent)
+            silent = collection.non_activating(latent, n=len(test), generator=generator)
             scores["detection"] = detection_score(
-                judge, annotation, activating=test, non_activating=silent, generator=self.generator
+                judge, annotation, activating=test, non_activating=silent, generator=generator
             )
-            scores["fuzzing"] = fuzzing_score(judge, annotation, activating=test, generator=self.generator)
+            scores["fuzzing"] = fuzzing_score(judge, annotation, activating=test, generator=generator)
         for name, score in scores.items():
             cells |= _score_cells(f"{kind}_{name}", score)
         return cells
 
 
-def _client(options: AnnotationOptions, folder: Path) -> ChatClient:
-    config = build_config(EndpointConfig, options.endpoint, where="AnnotationOptions: endpoint")
-    return ChatClient(config, cache=folder.parent / "endpoint_cache")
+def _endpoint_work(options: AnnotationOptions, words: LexicalAnnotator, folder: Path) -> EndpointWork | None:
+    if not options.endpoint:
+        return None
+    return EndpointWork(
+        endpoint_config(options.endpoint),
+        categories=category_hints(words.lexicon),
+        cache=folder.parent / "endpoint_cache",
+        max_cost=options.max_cost,
+    )
 
 
-def _ask_endpoint(
-    client: ChatClient, work: _Work, collection: SnippetCollection
-) -> tuple[dict[int, Annotation], Judge, list[str]]:
-    annotator, judge = LLMAnnotator(client), LLMJudge(client)
-    found = {latent: collection.latents[latent] for latent in work.both_ends.tolist()}
-    shown = {latent: snippets.shown for latent, snippets in found.items()}
-    tests = [snippets.test for snippets in found.values()]
-    silent = [collection.random[: len(test)] for test in tests]
-    estimate = annotator.estimate(shown) + judge.estimate(tests, silent)
-    if estimate.cost > work.options.max_cost:
-        raise ValueError(
-            f"annotation_experiment: asking {client.config.model!r} would take {estimate}; "
-            f"max_cost is {work.options.max_cost:g}. Raise it, or lower n_latents."
-        )
-    report = annotate_latents(annotator, shown)
-    remarks = [f"Endpoint, before it was asked: {estimate}.", f"Latents skipped: {len(report.skipped)}."]
-    remarks += sorted({f"  {reason}" for reason in report.skipped.values()})[:3]
-    return dict(report.annotations), judge, remarks
+def _generator_of(seed: int, kind: str, latent: int) -> torch.Generator:
+    """One for each latent, so that what is asked about it does not depend on how others fared."""
+    digest = hashlib.sha256(f"{seed}/{kind}/{latent}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 def _role_cells(roles: RoleMeasures, latent: int) -> dict[str, float]:

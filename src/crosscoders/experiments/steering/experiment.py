@@ -33,8 +33,8 @@ _CLAIM = (
     "that of a deductive latent makes it think incisively, without redundant checks."
 )
 REFLECTION, DEDUCTIVE = "self-reflection", "deductive"
+_REFLECTIONS = "reflections per answer"
 _PANELS = {
-    "reflections per answer": f"count/{REFLECTION}",
     "accuracy": "accuracy",
     "tokens per answer": "tokens",
     "repeated 4-grams (share)": "repetition",
@@ -120,6 +120,11 @@ def steering_experiment(study: Study, options: SteeringOptions, *, folder: Path)
     shown = [line for model, found in sweeps.items() for line in _answers(study, model, found)]
     atomic_write_text(folder / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in shown))
     figures = [_figure(found, model, folder) for model, found in sweeps.items()]
+    tested = {
+        category: _direction_name(category, latent)
+        for category, latent in chosen.items()
+        if category in options.categories
+    }
     names = {category: _direction_name(category, latent) for category, latent in chosen.items()}
     return Finding(
         name="steering",
@@ -127,8 +132,8 @@ def steering_experiment(study: Study, options: SteeringOptions, *, folder: Path)
         claim=_CLAIM,
         verdict=steering_verdict(
             sweeps[study.distilled],
-            reflection=names.get(options.bounds.reflection),
-            deductive=names.get(DEDUCTIVE),
+            reflection=tested.get(options.bounds.reflection),
+            deductive=tested.get(DEDUCTIVE),
             base=sweeps.get(study.base) if options.with_base else None,
         ),
         lines=(*_head(study, options, sweeps), *notes, *_tables(sweeps, names)),
@@ -185,7 +190,7 @@ def _directions(
         found += random_directions(
             unit.vector, n=options.n_random, generator=generator, hook_name=hook, **where
         )
-    word = _marker_word(study) if options.with_unembedding else None
+    word = _marker_word(study, options.bounds.reflection) if options.with_unembedding else None
     if word is not None:
         token, text = word
         found.append(
@@ -201,9 +206,9 @@ def _directions(
     return found
 
 
-def _marker_word(study: Study) -> tuple[int, str] | None:
-    """The token that most often opens self-reflection in the held-out text."""
-    opens = study.material.markers.get(REFLECTION)
+def _marker_word(study: Study, category: str) -> tuple[int, str] | None:
+    """The token that most often opens acts of a category in the held-out text."""
+    opens = study.material.markers.get(category)
     if opens is None or not bool(opens.any()) or study.sources.tokenizer is None:
         return None
     token = int(study.corpus.held_out[opens].mode().values)
@@ -270,7 +275,7 @@ def _figure(found: SweepResult, model: str, folder: Path) -> str:
     drawn = [name for name, kind in found.directions.items() if kind != "random"]
     random = [name for name, kind in found.directions.items() if kind == "random"]
     panels, bands = {}, {}
-    for title, measure in _PANELS.items():
+    for title, measure in {_REFLECTIONS: f"count/{found.bounds.reflection}", **_PANELS}.items():
         if measure not in found.measures:
             continue
         panels[title] = {name: _curve(found, name, measure) for name in drawn}

@@ -8,6 +8,7 @@ from crosscoders.interventions.ablation.effects import (
 )
 from crosscoders.interventions.ablation.latent_sets import (
     MatchedSets,
+    identity_donors,
     matched_random_sets,
     shuffled_identity,
     target_energy,
@@ -27,6 +28,7 @@ __all__ = [
     "TargetScores",
     "ablation_effects",
     "choose_occurrences",
+    "identity_donors",
     "matched_random_sets",
     "shuffled_identity",
     "single_token_id",

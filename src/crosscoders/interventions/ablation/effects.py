@@ -36,17 +36,20 @@ class LatentEdit:
         decoder: Decoder rows in place of the latents' own (`shuffled_identity`); error-preserving only.
         norm_from: Rescale the edit of every other source, token by token, to this source's relative size:
             ||edit^s|| / ||h^s|| = ||edit^from|| / ||h^from||; error-preserving only.
+        size_of: Rescale the edit in every source, token by token, to the norm that taking out these latents
+            instead would have there: a control of the same size. Error-preserving only.
         sources: Sources to edit; None for all.
 
     Raises:
-        ValueError: An unknown mode, a replacement with `decoder` or `norm_from`, or another number of rows
-            than of latents.
+        ValueError: An unknown mode, a replacement with `decoder`, `norm_from` or `size_of`, both of the last
+            two, or another number of rows than of latents.
     """
 
     latents: Int[Tensor, " chosen"]
     mode: Literal["error_preserving", "replacement"] = "error_preserving"
     decoder: Float[Tensor, "_ width"] | None = None
     norm_from: str | None = None
+    size_of: Int[Tensor, " _"] | None = None
     sources: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -54,8 +57,13 @@ class LatentEdit:
             raise ValueError(
                 f"LatentEdit: mode must be 'error_preserving' or 'replacement', got {self.mode!r}."
             )
-        if self.mode == "replacement" and (self.decoder is not None or self.norm_from is not None):
-            raise ValueError("LatentEdit: decoder and norm_from go with mode='error_preserving' only.")
+        extras = (self.decoder, self.norm_from, self.size_of)
+        if self.mode == "replacement" and any(extra is not None for extra in extras):
+            raise ValueError(
+                "LatentEdit: decoder, norm_from and size_of go with mode='error_preserving' only."
+            )
+        if self.norm_from is not None and self.size_of is not None:
+            raise ValueError("LatentEdit: an edit takes its size by norm_from or size_of, not both.")
         if self.decoder is not None and len(self.decoder) != len(self.latents):
             raise ValueError(
                 f"LatentEdit: expected one decoder row per latent, got {len(self.decoder)} rows for "
@@ -90,8 +98,9 @@ class AblationEffects:
         clean: Scores of the unedited model, by source.
         edited: Scores by edit and source.
         relative_size: ||edit|| / ||h|| where the target is read, by edit and source.
-        n_unscalable: Tokens whose edit should have been rescaled but is zero in this source while it is not
-            in `norm_from`; they stay unedited. By edit and source.
+        n_unscalable: Tokens whose edit should have been rescaled but is zero while that which gives the size
+            (`norm_from`, `size_of`) is not; they stay unedited. Each token of the text counts once, however
+            many occurrences it stands before. By edit and source.
     """
 
     clean: Mapping[str, TargetScores]
@@ -166,6 +175,8 @@ def ablation_effects(
     for batch in occurrence_batches(tokens, occurrences, batch_size=batch_size):
         is_edited = _edited_positions(batch, positions=positions, where=where)
         reading = _Reading(crosscoder, sources.harvest(batch.tokens), is_edited)
+        places = is_edited.nonzero()
+        found.places = batch.rows[places[:, 0]] * tokens.shape[1] + places[:, 1]
         for source in sources.sources:
             _run_source(reading, sources.models[source.name], source, batch=batch, edits=edits, found=found)
     return found.effects()
@@ -185,6 +196,9 @@ def _check_sources(crosscoder: Crosscoder, sources: ModelSources) -> None:
 def _check_edit(crosscoder: Crosscoder, edit: LatentEdit, *, name: str) -> None:
     check_latents(f"ablation_effects: edit {name!r}", edit.latents, n_latents=crosscoder.n_latents)
     known = [source.name for source in crosscoder.sources]
+    if edit.size_of is not None:
+        where = f"ablation_effects: size_of of edit {name!r}"
+        check_latents(where, edit.size_of, n_latents=crosscoder.n_latents)
     named = [*(edit.sources or ()), *([] if edit.norm_from is None else [edit.norm_from])]
     unknown = sorted(set(named) - set(known))
     if unknown:
@@ -214,23 +228,22 @@ class _Reading:
         if len(self.x_raw):
             self.codes = read_codes(crosscoder, self.x_raw)
 
-    def delta(self, edit: LatentEdit, source: Source) -> tuple[Tensor, int]:
-        """What an edit adds to the source's stream at each edited position; tokens that it cannot rescale."""
+    def delta(self, edit: LatentEdit, source: Source) -> tuple[Tensor, Tensor | None]:
+        """What an edit adds to the source's stream at each edited position; where it cannot be rescaled."""
         columns = self.columns[source.name]
         if self.codes is None:
-            return self.x_raw[:, columns], 0
+            return self.x_raw[:, columns], None
         lost = latent_contribution(self.crosscoder, self.codes, edit.latents, decoder=edit.decoder)
         if edit.mode == "replacement":
-            return (self.crosscoder.decode(self.codes) - lost - self.x_raw)[:, columns], 0
+            return (self.crosscoder.decode(self.codes) - lost - self.x_raw)[:, columns], None
+        if edit.size_of is not None:
+            given = latent_contribution(self.crosscoder, self.codes, edit.size_of)
+            return _rescaled(lost[:, columns], given[:, columns].norm(dim=1))
         if edit.norm_from is None or edit.norm_from == source.name:
-            return -lost[:, columns], 0
-        return self._rescaled(lost, columns, self.columns[edit.norm_from])
-
-    def _rescaled(self, lost: Tensor, own: slice, other: slice) -> tuple[Tensor, int]:
-        wanted = lost[:, other].norm(dim=1) / self.x_raw[:, other].norm(dim=1)
-        norm = lost[:, own].norm(dim=1)
-        factor = torch.where(norm > 0, wanted * self.x_raw[:, own].norm(dim=1) / norm, 0.0)
-        return -lost[:, own] * factor[:, None], int(((norm == 0) & (wanted > 0)).sum())
+            return -lost[:, columns], None
+        other = self.columns[edit.norm_from]
+        relative = lost[:, other].norm(dim=1) / self.x_raw[:, other].norm(dim=1)
+        return _rescaled(lost[:, columns], relative * self.x_raw[:, columns].norm(dim=1))
 
     def relative_size(self, delta: Tensor, source: Source, read: Tensor) -> Tensor:
         """||delta|| / ||h|| at the position where each row is read; 0 where that is not edited."""
@@ -240,26 +253,36 @@ class _Reading:
         return size[torch.arange(len(read)), read]
 
 
+def _rescaled(lost: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    norm = lost.norm(dim=1)
+    factor = torch.where(norm > 0, wanted / norm, 0.0)
+    return -lost * factor[:, None], (norm == 0) & (wanted > 0)
+
+
 class _Found:
-    """Scores as they come in, batch by batch."""
+    """Scores as they come in, batch by batch; `places` numbers the edited tokens of the batch in the text."""
 
     def __init__(self, sources: tuple[Source, ...], edits: Mapping[str, LatentEdit], *, n: int) -> None:
         self.clean = {source.name: _empty_scores(n) for source in sources}
         self.edited: dict[str, dict[str, TargetScores]] = {}
         self.relative_size: dict[str, dict[str, Tensor]] = {}
-        self.n_unscalable: dict[str, dict[str, int]] = {}
+        self.unscalable: dict[str, dict[str, set[int]]] = {}
+        self.places = torch.zeros(0, dtype=torch.int64)
         for name, edit in edits.items():
             names = [s.name for s in sources if edit.sources is None or s.name in edit.sources]
             self.edited[name] = {source: _empty_scores(n) for source in names}
             self.relative_size[name] = {s: torch.full((n,), torch.nan, dtype=torch.float64) for s in names}
-            self.n_unscalable[name] = dict.fromkeys(names, 0)
+            self.unscalable[name] = {source: set() for source in names}
 
     def effects(self) -> AblationEffects:
         return AblationEffects(
             clean=self.clean,
             edited=self.edited,
             relative_size=self.relative_size,
-            n_unscalable=self.n_unscalable,
+            n_unscalable={
+                name: {source: len(places) for source, places in by_source.items()}
+                for name, by_source in self.unscalable.items()
+            },
         )
 
 
@@ -289,13 +312,14 @@ def _run_source(
         for name, edit in edits.items():
             if source.name not in found.edited[name]:
                 continue
-            delta, n_unscalable = reading.delta(edit, source)
+            delta, is_unscalable = reading.delta(edit, source)
             _put_scores(
                 found.edited[name][source.name], batch, _edited_logits(model, source, batch, reading, delta)
             )
             size = reading.relative_size(delta, source, batch.read)
             found.relative_size[name][source.name][batch.which] = size
-            found.n_unscalable[name][source.name] += n_unscalable
+            if is_unscalable is not None:
+                found.unscalable[name][source.name].update(found.places[is_unscalable.cpu()].tolist())
 
 
 def _edited_logits(

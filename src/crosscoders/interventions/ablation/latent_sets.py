@@ -66,10 +66,10 @@ def target_energy(
     occurrences: Occurrences,
     *,
     batch_size: int = 32,
-) -> Float[Tensor, " latent"]:
-    """How much each latent writes where the targets are predicted, over all sources.
+) -> Float[Tensor, "latent source"]:
+    """How much each latent writes into each source's stream where the targets are predicted.
 
-    energy_j = sum over occurrences of f_j^2 * sum_s ||d_j^s||^2, with the code f_j at the position before the
+    energy_j^s = ||d_j^s||^2 * sum over occurrences of f_j^2, with the code f_j at the position before the
     target and the decoder norms in normalized space.
 
     Args:
@@ -80,14 +80,14 @@ def target_energy(
         batch_size: Rows that go through the models together.
 
     Returns:
-        One figure per latent, in float64; 0 for a latent that fires at none of these positions.
+        One figure per latent and source, in float64; 0 for a latent that fires at none of these positions.
     """
     squares = torch.zeros(crosscoder.n_latents, dtype=torch.float64)
     for batch in occurrence_batches(tokens, occurrences, batch_size=batch_size):
         activations = sources.harvest(batch.tokens)
         codes = read_codes(crosscoder, activations[torch.arange(len(batch.read)), batch.read])
         squares.index_add_(0, codes.indices.cpu(), codes.values.double().square().cpu())
-    return squares * crosscoder.decoder_norms(p=2).double().square().sum(dim=1).cpu()
+    return squares[:, None] * crosscoder.decoder_norms(p=2).double().square().cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,8 @@ def matched_random_sets(
     Args:
         latents: The set.
         frequency: Share of tokens on which each latent fires; those that never do are no partners.
-        energy: `target_energy`.
+        energy: `target_energy` in the source in which the control is to be compared with the set. A match
+            in one source is none in another: partners of latents of high NRN differ from them in the base.
         n_draws: Control sets to draw.
         generator: Source of randomness, on the CPU.
         n_nearest: Candidates among which a partner is drawn.
@@ -173,7 +174,7 @@ def _draw(
     *,
     generator: torch.Generator,
     n_nearest: int,
-    max_ratio: float,
+    max_ratio: int | float,
 ) -> Tensor:
     free, partners, limit = free.clone(), [], math.log(max_ratio) * (1 + 1e-9)
     for latent in latents[torch.argsort(energy[latents], descending=True, stable=True)].tolist():
@@ -209,8 +210,8 @@ def shuffled_identity(
     """Decoder rows of random other latents in place of a set's own, of the same norm in every source.
 
     Used with the set's own codes, these rows edit the same tokens with the same strength in other
-    directions: only the identity of the latents changes. The others are drawn without replacement among
-    those outside the set that fire and have a direction in every source.
+    directions: only the identity of the latents changes. The others are drawn among `identity_donors`,
+    without replacement; with replacement if there are fewer of them than latents in the set.
 
     Args:
         crosscoder: Where the rows come from.
@@ -222,24 +223,48 @@ def shuffled_identity(
         One row per latent of the set, in the space in which the crosscoder stores its decoder.
 
     Raises:
-        ValueError: A latent that does not exist or is named twice, or too few others.
+        ValueError: A latent that does not exist or is named twice, or no donor for a set that has latents.
     """
-    check_latents("shuffled_identity", latents, n_latents=crosscoder.n_latents)
-    _check_frequency("shuffled_identity", frequency)
-    norms = crosscoder.decoder_norms(p=2).cpu()
-    is_donor = (frequency > 0) & (norms > 0).all(dim=1)
-    is_donor[latents] = False
-    donors = is_donor.nonzero().flatten()
-    if len(donors) < len(latents):
+    donors = identity_donors(crosscoder, latents, frequency=frequency)
+    if len(donors) == 0 and len(latents) > 0:
         raise ValueError(
-            f"shuffled_identity: needs {len(latents)} other latents that fire and have a direction in every "
-            f"source, found {len(donors)}; take a smaller set."
+            f"shuffled_identity: beside the {len(latents)} latents of the set no other latent fires and has "
+            "a direction in every source; take a smaller set."
         )
-    donors = donors[torch.randperm(len(donors), generator=generator)[: len(latents)]]
+    if len(donors) < len(latents):
+        chosen = torch.randint(len(donors), (len(latents),), generator=generator)
+    else:
+        chosen = torch.randperm(len(donors), generator=generator)[: len(latents)]
+    donors, norms = donors[chosen], crosscoder.decoder_norms(p=2).cpu()
     rows = crosscoder.W_dec.detach()[donors].clone()
     for at, columns in enumerate(column_slices(crosscoder.sources).values()):
         rows[:, columns] *= (norms[latents, at] / norms[donors, at])[:, None].to(rows)
     return rows
+
+
+@torch.no_grad()
+@typed
+def identity_donors(
+    crosscoder: Crosscoder, latents: Int[Tensor, " chosen"], *, frequency: Float[Tensor, " latent"]
+) -> Int[Tensor, " _"]:
+    """Latents outside a set that fire and have a direction in every source: `shuffled_identity` draws them.
+
+    Args:
+        crosscoder: Where the directions come from.
+        latents: The set.
+        frequency: Share of tokens on which each latent fires.
+
+    Returns:
+        Their numbers, ascending; possibly none.
+
+    Raises:
+        ValueError: A latent that does not exist or is named twice, or frequencies that are none.
+    """
+    check_latents("identity_donors", latents, n_latents=crosscoder.n_latents)
+    _check_frequency("identity_donors", frequency)
+    is_donor = (frequency > 0) & (crosscoder.decoder_norms(p=2).cpu() > 0).all(dim=1)
+    is_donor[latents] = False
+    return is_donor.nonzero().flatten()
 
 
 def check_latents(where: str, latents: Tensor, *, n_latents: int) -> None:

@@ -13,21 +13,27 @@ from crosscoders._io import atomic_write_json
 from crosscoders._typing import typed
 from crosscoders.models.base import LanguageModel
 
-_VERSION = 1
+_VERSION = 2
 
 
 class SweepCache:
     """A folder with one JSON file per direction and strength.
 
-    A file is found again only by a sweep with the same prompts, sampling, direction and model. The model is
-    told by the bytes of its logits on the first prompt, so other weights, and now and then another machine,
-    mean that answers are generated anew; nothing in the folder is ever taken for what it is not.
+    A file is found again only by a sweep with the same prompts, sampling, direction key and model. The model
+    is told by the bytes of its logits after each prompt, so other weights, and now and then another machine,
+    mean that answers are generated anew. Two models that agree to the last bit after every prompt are taken
+    for the same one. Hooks could act on generated tokens alone, which no prompt shows; while any is on the
+    model there is no cache. A direction is taken at its key's word.
 
     Args:
         folder: Where the files lie; created if missing.
         model: The model as it is unsteered.
         prompts: The prompts.
         settings: What else the answers depend on, JSON-ready.
+        batch_size: Prompts that are read together to tell the model.
+
+    Raises:
+        ValueError: A hook is on the model or one of its modules.
     """
 
     def __init__(
@@ -37,14 +43,15 @@ class SweepCache:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         settings: Mapping[str, Any],
+        batch_size: int = 16,
     ) -> None:
+        _check_no_hooks(model)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.n_prompts = len(prompts)
-        logits = model.logits(torch.tensor([list(prompts[0])])).float().cpu()
         self._setup = {
             "version": _VERSION,
-            "model": hashlib.sha256(logits.numpy().tobytes()).hexdigest(),
+            "model": _fingerprint(model, prompts, batch_size=batch_size),
             "prompts": [list(prompt) for prompt in prompts],
             "settings": dict(settings),
         }
@@ -94,3 +101,37 @@ class SweepCache:
     def _path(self, key: str, strength: float) -> Path:
         what = json.dumps({**self._setup, "direction": key, "strength": strength}, sort_keys=True)
         return self.folder / f"sweep-{hashlib.sha256(what.encode()).hexdigest()[:24]}.json"
+
+
+def _fingerprint(model: LanguageModel, prompts: Sequence[Sequence[int]], *, batch_size: int) -> str:
+    """Hash of the model's logits after each prompt."""
+    digest = hashlib.sha256()
+    for start in range(0, len(prompts), batch_size):
+        rows = [torch.tensor(list(prompt)) for prompt in prompts[start : start + batch_size]]
+        logits = model.logits(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        last = logits[torch.arange(len(rows)), [len(row) - 1 for row in rows]]
+        digest.update(last.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_no_hooks(model: LanguageModel) -> None:
+    hooked = [
+        name or "the model itself"
+        for name, module in model.causal_lm.named_modules()
+        if any(
+            _is_foreign(hook, module)
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+    ]
+    if hooked:
+        raise ValueError(
+            f"sweep: model {model.name!r} has hooks on {hooked[:3]} ({len(hooked)} modules), which may act "
+            "on generated tokens only, so that a cache could not tell its answers from others; leave the "
+            "edit or remove the hooks first, or sweep without cache."
+        )
+
+
+def _is_foreign(hook: Any, module: torch.nn.Module) -> bool:
+    """Whether a hook may change what the model does; a bridge leaves plumbing of its own on its norms."""
+    is_plumbing = getattr(hook, "__module__", "").startswith("transformer_lens")
+    return type(module).__name__ == "HookPoint" or not is_plumbing

@@ -133,9 +133,11 @@ def unembedding_direction(
     after: str | int | Sequence[int] | None = None,
     at_tokens: Sequence[int] | None = None,
 ) -> Direction:
-    """Control: the direction that raises one token's logit most if nothing but the unembedding follows.
+    """Control: the row of the unembedding that belongs to one token, which pushes towards that word.
 
-    A latent that does no more than this is a word, not a way to reason.
+    A latent that does no more than this is a word, not a way to reason. The row is the direction that raises
+    the token's logit most only where the unembedding reads the stream as it is: the final norm's gain, which
+    weights the dimensions before that, is not folded in, and neither is what later layers make of it.
 
     Args:
         model: The model that is steered.

@@ -1,5 +1,6 @@
 """What steering did to the answers: over-thinking, incisive thinking, and collapse told apart from both."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,10 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.bootstrap import Estimate
 
-Regime = Literal["collapse", "over-thinking", "incisive", "changed", "unchanged"]
+Regime = Literal["collapse", "over-thinking", "incisive", "changed", "unchanged", "too few prompts"]
+Difference = Callable[[str, float], Estimate | None]
+# A bootstrap of fewer values is no interval: percentiles of ten already are too narrow.
+MIN_PROMPTS = 10
 # Measures that can call an answer "changed"; their intervals share the error (Bonferroni).
 _WATCHED = ("tokens", "accuracy", "coherence", "collapsed")
 
@@ -40,8 +44,9 @@ class RegimeBounds:
         max_collapsed: Share of collapsed answers above which the whole set is called collapsed. The set is
             then no longer of the model's making, whatever its other figures say.
         max_accuracy_drop: Accuracy that "incisive" may lose at most. The lower end of the interval of the
-            paired difference must lie above minus this, and so must the limit that no loss at all among n
-            prompts leaves open, 3 / n (the rule of three).
+            paired difference must lie above minus this. No loss at all among n prompts leaves one of 3 / n
+            open (the rule of three), which must not be more; and the unsteered accuracy must have its lower
+            end above twice this, or there would be nothing to lose.
         reflection: The category whose acts over-thinking adds and incisive thinking leaves out.
     """
 
@@ -98,40 +103,46 @@ def coherence_bound(unsteered: Float[Tensor, " _prompts"], *, bounds: RegimeBoun
 
 @typed
 def name_regime(
-    difference: Callable[[str, float], Estimate | None],
+    difference: Difference,
     *,
+    intact: Difference,
+    obstacle: str,
     share_collapsed: float,
     confidence: float,
     bounds: RegimeBounds,
 ) -> Regime:
     """What a set of steered answers is called, by paired differences to the unsteered ones.
 
-    "collapse": more answers have collapsed than without steering, and more than `max_collapsed`.
-    "over-thinking": otherwise, more acts of reflection per answer and longer answers. "incisive": fewer
-    acts of reflection and shorter answers, at an accuracy that is shown not to be lower by more than
-    `max_accuracy_drop`; never without a grader. "changed": none of these, but the reflection, length,
-    accuracy, coherence or share of collapsed answers differ, at a confidence corrected for their number.
-    "unchanged": no difference shown, which is no proof that there is none.
+    "too few prompts": fewer than `MIN_PROMPTS`. "collapse": otherwise, more answers have collapsed than
+    without steering, and more than `max_collapsed`. "over-thinking": otherwise, more acts of reflection per
+    answer and longer answers. "incisive": fewer acts of reflection and shorter answers, at an accuracy that
+    is shown not to be lower by more than `max_accuracy_drop`; never where `incisive_obstacle` finds one.
+    Both must hold on all prompts and on those where neither answer has collapsed: some loops in a set make
+    its mean longer, and are no thinking. "changed": none of these, but the reflection, length, accuracy,
+    coherence or share of collapsed answers differ, at a confidence corrected for their number. "unchanged":
+    no difference shown, which is no proof that there is none.
 
     Args:
         difference: Gives a measure's paired difference at a confidence; None for a measure that was not
             taken.
+        intact: The same over the prompts where neither answer has collapsed.
+        obstacle: Why nothing can be shown to be incisive (see `incisive_obstacle`); empty if it can.
         share_collapsed: Share of collapsed answers.
         confidence: Confidence of each interval.
         bounds: The rules' numbers.
     """
-
-    def find(measure: str) -> Estimate | None:
-        return difference(measure, confidence)
-
-    reflections, tokens, accuracy = (
-        find(name) for name in (f"count/{bounds.reflection}", "tokens", "accuracy")
-    )
-    if _is(find("collapsed"), "above") and share_collapsed > bounds.max_collapsed:
+    tokens, gone = difference("tokens", confidence), difference("collapsed", confidence)
+    if tokens is None or tokens.n < MIN_PROMPTS:
+        return "too few prompts"
+    if _is(gone, "above") and share_collapsed > bounds.max_collapsed:
         return "collapse"
-    if _is(reflections, "above") and _is(tokens, "above"):
+    shifts = [_shift(where, confidence=confidence, bounds=bounds) for where in (difference, intact)]
+    if shifts == ["above", "above"]:
         return "over-thinking"
-    if _is(reflections, "below") and _is(tokens, "below") and _is_as_accurate(accuracy, bounds):
+    is_accurate = all(
+        _is_as_accurate(where("accuracy", confidence), bounds) for where in (difference, intact)
+    )
+    if shifts == ["below", "below"] and is_accurate and not obstacle:
         return "incisive"
     watched = (f"count/{bounds.reflection}", *_WATCHED)
     corrected = 1 - (1 - confidence) / len(watched)
@@ -140,13 +151,49 @@ def name_regime(
     return "changed" if is_changed else "unchanged"
 
 
+@typed
+def incisive_obstacle(
+    accuracy: Estimate | None, *, reflections: Estimate | None, bounds: RegimeBounds
+) -> str:
+    """Why answers to these prompts can never be shown to be incisive; empty if they can.
+
+    Args:
+        accuracy: That of the unsteered answers, over the graded prompts; None without a grader.
+        reflections: Acts of reflection per unsteered answer; None if they are not counted.
+        bounds: What may be lost.
+    """
+    if reflections is None:
+        return f"no counts of {bounds.reflection}"
+    if reflections.mean == 0:
+        return f"no {bounds.reflection} without steering"
+    if accuracy is None or accuracy.n == 0:
+        return "no grader"
+    if bounds.max_accuracy_drop == 0:
+        return "no number of prompts shows that no accuracy is lost"
+    if 3 / accuracy.n > bounds.max_accuracy_drop:
+        needed = math.ceil(3 / bounds.max_accuracy_drop)
+        return f"{accuracy.n} graded prompts, at least {needed} needed"
+    if not accuracy.low > 2 * bounds.max_accuracy_drop:
+        return f"unsteered accuracy {accuracy.mean:.2f}"
+    return ""
+
+
+def _shift(
+    difference: Difference, *, confidence: float, bounds: RegimeBounds
+) -> Literal["above", "below"] | None:
+    """Whether both reflection and length went up, or both down."""
+    found = [difference(name, confidence) for name in (f"count/{bounds.reflection}", "tokens")]
+    for side in ("above", "below"):
+        if all(_is(estimate, side) for estimate in found):
+            return side
+    return None
+
+
 def _is(difference: Estimate | None, side: Literal["above", "below"]) -> bool:
-    if difference is None:
+    if difference is None or difference.n < MIN_PROMPTS:
         return False
     return difference.is_above_zero if side == "above" else difference.is_below_zero
 
 
 def _is_as_accurate(difference: Estimate | None, bounds: RegimeBounds) -> bool:
-    if difference is None or difference.n == 0:
-        return False
-    return difference.low > -bounds.max_accuracy_drop and 3 / difference.n <= bounds.max_accuracy_drop
+    return difference is not None and difference.low > -bounds.max_accuracy_drop

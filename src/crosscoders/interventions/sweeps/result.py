@@ -11,7 +11,13 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.bootstrap import Estimate, bootstrap_counts, bootstrap_mean
-from crosscoders.interventions.sweeps.regimes import Regime, RegimeBounds, collapsed, name_regime
+from crosscoders.interventions.sweeps.regimes import (
+    Regime,
+    RegimeBounds,
+    collapsed,
+    incisive_obstacle,
+    name_regime,
+)
 
 UNSTEERED = "unsteered"
 
@@ -111,19 +117,31 @@ class SweepResult:
 
     @typed
     def difference(
-        self, answers: SteeredAnswers, measure: str, *, confidence: float | None = None
+        self,
+        answers: SteeredAnswers,
+        measure: str,
+        *,
+        confidence: float | None = None,
+        to: SteeredAnswers | None = None,
+        only_intact: bool = False,
     ) -> Estimate:
-        """Mean over prompts of a measure minus its value without steering, on the same prompt.
+        """Mean over prompts of a measure minus its value in other answers to the same prompt.
 
         Args:
             answers: Some answers of this sweep.
             measure: Name of the measure.
             confidence: That of the interval; the sweep's own if None.
+            to: The other answers; the unsteered ones if None.
+            only_intact: Leave the prompts out where one of the two answers has collapsed.
 
         Raises:
             KeyError: The measure was not taken.
         """
-        paired = self._values(answers, measure) - self._values(self.unsteered, measure)
+        other = self.unsteered if to is None else to
+        paired = self._values(answers, measure) - self._values(other, measure)
+        if only_intact:
+            is_intact = (answers.values["collapsed"] == 0) & (other.values["collapsed"] == 0)
+            paired = paired.where(is_intact, float("nan"))
         level = self.confidence if confidence is None else confidence
         return bootstrap_mean(paired, self._counts, confidence=level)
 
@@ -134,18 +152,31 @@ class SweepResult:
         Args:
             answers: Some answers of this sweep.
         """
+        if answers is self.unsteered:
+            return "unchanged"
 
-        def difference(measure: str, confidence: float) -> Estimate | None:
+        def difference(measure: str, confidence: float, *, only_intact: bool = False) -> Estimate | None:
             if measure not in self.measures:
                 return None
-            return self.difference(answers, measure, confidence=confidence)
+            return self.difference(answers, measure, confidence=confidence, only_intact=only_intact)
 
         return name_regime(
             difference,
+            intact=functools.partial(difference, only_intact=True),
+            obstacle=self.incisive_obstacle,
             share_collapsed=float(answers.values["collapsed"].mean()),
             confidence=self.confidence,
             bounds=self.bounds,
         )
+
+    @functools.cached_property
+    def incisive_obstacle(self) -> str:
+        """Why no answers of this sweep can be shown to be incisive, or nothing (see `incisive_obstacle`)."""
+        accuracy, reflections = (
+            self.mean(self.unsteered, measure) if measure in self.measures else None
+            for measure in ("accuracy", f"count/{self.bounds.reflection}")
+        )
+        return incisive_obstacle(accuracy, reflections=reflections, bounds=self.bounds)
 
     @typed
     def curve(self, direction: str, measure: str) -> list[Estimate]:

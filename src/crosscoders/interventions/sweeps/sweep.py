@@ -98,7 +98,8 @@ def sweep(
         references: Reference of each prompt; None where there is none (its accuracy is undefined).
         decode: Text of an answer; the model's tokenizer without special tokens if None.
         cache: Folder that keeps finished answers of each direction and strength, created if missing; a
-            sweep over the same prompts, model and directions goes on from there.
+            sweep over the same prompts, model and directions goes on from there. Not while edits or other
+            hooks are on the model.
         progress: Called with the sets of answers that are done and their total number.
 
     Returns:
@@ -106,9 +107,12 @@ def sweep(
 
     Raises:
         ValueError: No prompts or directions, two directions of one name, a grader without references or
-            text, categories that differ between answers, or a cache with a direction that has no key.
+            text, categories that differ between answers, or a cache with directions that have no key or the
+            same one, or with a model that hooks act on.
     """
     _check(model, prompts, directions=directions, grade=grade, references=references, decode=decode)
+    if cache is not None:
+        _check_keys(directions)
     read = _Reader(
         prompts=prompts,
         options=options,
@@ -120,7 +124,13 @@ def sweep(
     kept = (
         None
         if cache is None
-        else SweepCache(cache, model=model, prompts=prompts, settings=_sampling(options))
+        else SweepCache(
+            cache,
+            model=model,
+            prompts=prompts,
+            settings=_sampling(options),
+            batch_size=options.read_batch_size,
+        )
     )
     steered_at = [float(strength) for strength in options.strengths if strength != 0]
     plan = [(direction, strength) for direction in directions for strength in steered_at]
@@ -161,11 +171,6 @@ def _answered(
     """Answers and their coherence, from the cache if it holds them."""
     key = UNSTEERED if direction is None else direction.key
     if cache is not None:
-        if not key:
-            raise ValueError(
-                f"sweep: direction {direction.name if direction else key!r} has no key, which the cache "
-                "needs; make it with additive_direction or pass Direction(key=...)."
-            )
         stored = cache.load(key, strength)
         if stored is not None:
             return stored
@@ -306,3 +311,21 @@ def _check(
             f"sweep: a grader reads text, but {model.name!r} has no tokenizer; pass decode=..., which turns "
             "token ids into text."
         )
+
+
+def _check_keys(directions: Sequence[Direction]) -> None:
+    """What a cache tells directions by."""
+    names: dict[str, str] = {}
+    for direction in directions:
+        if not direction.key:
+            raise ValueError(
+                f"sweep: direction {direction.name!r} has no key, which the cache needs; make it with "
+                "additive_direction or pass Direction(key=...)."
+            )
+        if direction.key in names:
+            raise ValueError(
+                f"sweep: directions {names[direction.key]!r} and {direction.name!r} have the same key, so "
+                "the cache would give one the answers of the other; pass Direction(key=...) of its own, or "
+                "one of the two."
+            )
+        names[direction.key] = direction.name

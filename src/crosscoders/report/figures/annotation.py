@@ -14,7 +14,7 @@ def category_counts(panels: Mapping[str, Sequence[CategoryExcess]], path: Path) 
     """One panel per end and annotator: latents of each category beside random ones of the same frequency.
 
     Args:
-        panels: Counts by the panel's title, the same categories in each.
+        panels: Counts by the panel's title.
         path: PNG file to write, the SVG beside it.
 
     Raises:
@@ -24,7 +24,8 @@ def category_counts(panels: Mapping[str, Sequence[CategoryExcess]], path: Path) 
     def paint(figure: Any) -> None:
         n_columns = min(2, len(panels))
         n_rows = -(-len(panels) // n_columns)
-        grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True, sharex=True)
+        is_same = len({tuple(c.category for c in counts) for counts in panels.values()}) == 1
+        grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True, sharex=is_same)
         for axes, (title, counts) in zip(grid.flat, panels.items()):
             _paint_panel(axes, title, counts)
         for axes in list(grid.flat)[len(panels) :]:
