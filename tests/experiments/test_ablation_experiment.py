@@ -253,9 +253,11 @@ def test_draws_of_another_size_or_without_latents_do_not_count() -> None:
     assert control.intervals["logit"].mean != control.intervals["logit"].mean
 
     made = edit_name("shuffled identity", 50.0, draw=0)
-    assert made in m.names("shuffled identity", 50.0, "base")
+    assert made in m.counting("shuffled identity", 50.0, "base")
+    shown = m.names("shuffled identity", 50.0, "base")
     m.effects.relative_size[made]["base"].mul_(0.7)
-    assert m.names("shuffled identity", 50.0, "base") == []  # one of two is no majority
+    assert m.counting("shuffled identity", 50.0, "base") == []  # one of two is no majority
+    assert m.names("shuffled identity", 50.0, "base") == shown  # but it is shown, as of another size
     assert m.change("shuffled identity", 50.0, "distilled") is not None
 
 

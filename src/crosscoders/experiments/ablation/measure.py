@@ -109,8 +109,8 @@ class Measured:
         names = {draw: edit_name(kind, percent, draw=draw, source=source) for draw in draws}
         return {draw: name for draw, name in names.items() if source in self.effects.edited.get(name, {})}
 
-    def names(self, kind: str, percent: float, source: str) -> list[str]:
-        """Those edits that count: of a drawn control the comparable draws, none if they are the minority.
+    def counting(self, kind: str, percent: float, source: str) -> list[str]:
+        """Those edits that the set is judged by: of a drawn control the comparable draws, if they are most.
 
         A draw is comparable if its mean relative size lies within `SIZE_BAND` of the set's.
         """
@@ -119,6 +119,10 @@ class Measured:
             return list(made.values())
         counting = [name for name in made.values() if is_comparable(self.size_ratio(name, percent, source))]
         return counting if 2 * len(counting) > self.n_draws else []
+
+    def names(self, kind: str, percent: float, source: str) -> list[str]:
+        """Those edits that are shown: the ones that count, or all that were made where none does."""
+        return self.counting(kind, percent, source) or list(self.made(kind, percent, source).values())
 
     def kinds(self, source: str) -> list[str]:
         """Kinds of edit that are made in a source; a drawn control is one even where no draw was possible."""
@@ -131,7 +135,7 @@ class Measured:
         return self.effects.edited[RECONSTRUCTION][source] if kind == REPLACED else self.effects.clean[source]
 
     def after(self, kind: str, percent: float, source: str) -> TargetScores | None:
-        """Scores with a kind of edit, the mean over the draws that count; None without one."""
+        """Scores with a kind of edit, the mean over the draws that are shown; None without one."""
         scores = [self.effects.edited[name][source] for name in self.names(kind, percent, source)]
         if not scores:
             return None
@@ -143,8 +147,8 @@ class Measured:
         return None if after is None else after.minus(self.before(kind, source))
 
     def mean_size(self, kind: str, percent: float, source: str) -> float:
-        """Mean ||edit|| / ||h|| of a kind's edits that count, or of all if none does; NaN without any."""
-        names = self.names(kind, percent, source) or self.made(kind, percent, source).values()
+        """Mean ||edit|| / ||h|| of a kind's edits that are shown; NaN without any."""
+        names = self.names(kind, percent, source)
         sizes = [self.effects.relative_size[name][source] for name in names]
         return float(torch.stack(sizes).mean()) if sizes else math.nan
 

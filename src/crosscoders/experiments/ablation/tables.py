@@ -34,7 +34,8 @@ class Comparison:
         category: Reasoning category.
         percent: Which set.
         what: `comparison_name`.
-        intervals: By measure; NaN where the control is not available.
+        intervals: By measure; NaN where the control is not available. They compare unlike sizes where
+            `is_comparable` is false.
         size_ratio: Mean ||edit||/||h|| of the second edit over that of the first; None without a second, NaN
             without an edit.
         n_draws: Draws of the control that count, if it is drawn; 0 if it is not available.
@@ -147,11 +148,11 @@ def _drawn_rows(
     *,
     generator: torch.Generator,
 ) -> Iterator[dict[str, Any]]:
-    """The mean over the draws that count, then every draw, also those that were not possible."""
+    """The mean over the draws that are shown, then every draw, also those that were not possible."""
     clean, made, counting = (
         m.effects.clean[source],
         m.made(kind, percent, source),
-        m.names(kind, percent, source),
+        m.counting(kind, percent, source),
     )
     each = [_draw_cells(m, percent, source, kind, latents, draw=draw) for draw in range(m.n_draws)]
     whole = {name: _mean_defined([cells[name] for cells in each]) for name in each[0]}
@@ -207,7 +208,7 @@ def control_rows(category: str, m: Measured, sets: Mapping[float, Tensor]) -> It
         sets: Latents by percentage.
     """
     for (percent, source), matched in m.matches.items():
-        counting = m.names(RANDOM, percent, source)
+        counting = m.counting(RANDOM, percent, source)
         for draw, chosen in enumerate(matched.draws):
             yield {
                 "category": category,
@@ -334,7 +335,7 @@ def _draw_changes(m: Measured, percent: float, control: tuple[str, str] | None) 
     if control is None or control[0] not in (RANDOM, SHUFFLED):
         return None
     kind, source = control
-    changes = [m.effects.change(name, source).logit for name in m.names(kind, percent, source)]
+    changes = [m.effects.change(name, source).logit for name in m.counting(kind, percent, source)]
     return [float(change.mean()) for change in changes]
 
 
@@ -347,6 +348,8 @@ def is_curve(row: Mapping[str, Any]) -> bool:
 def curve_panels(rows: list[dict[str, Any]], measure: str) -> dict[str, Any]:
     """Points of `ablation_curves`: category, source, kind of edit, one point per percentage.
 
+    A control none of whose draws counts is shown as one of another size.
+
     Args:
         rows: Rows of `ablation.csv`.
         measure: Which score.
@@ -354,6 +357,6 @@ def curve_panels(rows: list[dict[str, Any]], measure: str) -> dict[str, Any]:
     panels: dict[str, Any] = {}
     for row in filter(is_curve, rows):
         lines = panels.setdefault(row["category"], {}).setdefault(row["source"], {})
-        point = tuple(row[f"{measure}_{part}"] for part in ("change", "low", "high"))
+        point = (*(row[f"{measure}_{part}"] for part in ("change", "low", "high")), row["n_draws"] != 0)
         lines.setdefault(row["edit"], []).append(point)
     return panels

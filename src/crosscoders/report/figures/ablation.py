@@ -7,7 +7,7 @@ from typing import Any
 from crosscoders._typing import typed
 from crosscoders.report.figures.style import GRAY, LINES, draw
 
-Point = tuple[float, float, float]  # mean, lower and upper end of its interval
+Point = tuple[float, float, float, bool]  # mean, ends of its interval, whether of the set's size
 _DODGE = 0.022  # shift between lines, as a share of a tick's value: error bars stay apart
 
 
@@ -20,6 +20,8 @@ def ablation_curves(
     ylabel: str = "change of the target's logit",
 ) -> None:
     """One column per category and one row per model, all on one scale; a line per kind of edit.
+
+    Hollow points are controls that are not of the size of the edit that they are beside.
 
     Args:
         panels: For each category, for each source, for each kind of edit, one point per percentage; NaN
@@ -70,9 +72,10 @@ def _panel(
     for kind, points in lines.items():
         color, marker, line = styles[kind]
         shift = 1 + _DODGE * (2 * kinds.index(kind) - len(kinds) + 1)
-        means, lows, highs = (list(values) for values in zip(*points, strict=True))
+        means, lows, highs, sized = (list(values) for values in zip(*points, strict=True))
+        at = [percent * shift for percent in percents]
         handles[kind] = axes.errorbar(
-            [percent * shift for percent in percents],
+            at,
             means,
             yerr=[
                 [mean - low for mean, low in zip(means, lows, strict=True)],
@@ -86,6 +89,11 @@ def _panel(
             elinewidth=0.8,
             label=kind,
         )
+        apart = [(x, mean) for x, mean, is_sized in zip(at, means, sized, strict=True) if not is_sized]
+        if apart:
+            hollow = {"color": color, "marker": marker, "markersize": 4, "linestyle": "none", "zorder": 5}
+            (unequal,) = axes.plot(*zip(*apart, strict=True), markerfacecolor="white", **hollow)
+            handles.setdefault("hollow: not of the size of the ablation", unequal)
     axes.set_xscale("log")
     axes.set_xticks(list(percents), [f"{percent:g}" for percent in percents])
     axes.set_xticks([], minor=True)
