@@ -112,6 +112,7 @@ def test_an_experiment_depends_on_its_own_material_only(reproduction, plan_text,
     assert run(plan_text, reproduction, tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_what_a_pair_lacks_is_skipped_and_said(reproduction, plan_text, tmp_path, capsys):
     without = "\n".join(line for line in plan_text.splitlines() if not line.startswith(("prompts", "word_")))
     assert run(without, reproduction, tmp_path) == 0

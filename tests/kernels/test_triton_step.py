@@ -74,7 +74,8 @@ def test_a_bound_that_is_not_finite_is_seen_before_anything_is_written() -> None
             assert torch.equal(getattr(kernels.weights, name).weight, weight)
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_equals_training_through_autograd(precision: str) -> None:
     losses = {}
     for backend in ("reference", "triton"):

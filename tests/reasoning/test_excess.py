@@ -64,7 +64,7 @@ def test_a_latent_cannot_be_chosen_and_a_control():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("n_latents", [1000, 400])
+@pytest.mark.parametrize("n_latents", [pytest.param(1000, marks=pytest.mark.slow), 400])
 def test_it_errs_no_more_often_than_it_says(n_latents):
     """Chosen latents and categories both go with the frequency and with nothing else in common."""
     generator = torch.Generator().manual_seed(0)
