@@ -15,11 +15,12 @@ REQUIRED = {
     "crosscoders/__init__.py",
     "crosscoders/cli.py",
     "crosscoders/py.typed",
+    "crosscoders/reasoning/lexicon.toml",
     *(f"{ZOO_MODEL}/{model}/model.safetensors" for model in ("base", "distilled", "null")),
     *(f"{ZOO_MODEL}/{model}/config.json" for model in ("base", "distilled", "null")),
 }
 ALLOWED = re.compile(
-    r"crosscoders/([\w/]+/)?\w+\.py|crosscoders/py\.typed"
+    r"crosscoders/([\w/]+/)?\w+\.py|crosscoders/py\.typed|crosscoders/reasoning/lexicon\.toml"
     r"|crosscoders/zoo/[\w/.-]+\.(safetensors|json|jinja|md|txt)"
     r"|crosscoders-[\w.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
 )
