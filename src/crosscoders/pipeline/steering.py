@@ -91,7 +91,9 @@ def steering_lines(found: SweepResult) -> list[str]:
     Args:
         found: What `steer_by_latent` gave.
     """
-    rows: list[tuple[str, ...]] = [("direction", "strength", *(column for _, column, _, _ in _SHOWN), "")]
+    rows: list[tuple[str, ...]] = [
+        ("direction", "strength", *(column for _, column, _, _ in _SHOWN), "  regime")
+    ]
     for direction in found.directions:
         for strength in found.strengths:
             answers = found.at(direction, strength)

@@ -111,8 +111,7 @@ def sweep(
             same one, or with a model that hooks act on.
     """
     _check(model, prompts, directions=directions, grade=grade, references=references, decode=decode)
-    if cache is not None:
-        _check_keys(directions)
+    kept = None if cache is None else _open_cache(cache, model, prompts, directions, options=options)
     read = _Reader(
         prompts=prompts,
         options=options,
@@ -120,17 +119,6 @@ def sweep(
         grade=grade,
         references=[None] * len(prompts) if references is None else references,
         decode=decode or _tokenizer_decode(model),
-    )
-    kept = (
-        None
-        if cache is None
-        else SweepCache(
-            cache,
-            model=model,
-            prompts=prompts,
-            settings=_sampling(options),
-            batch_size=options.read_batch_size,
-        )
     )
     steered_at = [float(strength) for strength in options.strengths if strength != 0]
     plan = [(direction, strength) for direction in directions for strength in steered_at]
@@ -140,6 +128,29 @@ def sweep(
         found.append(read.answers(answers, coherence, direction=direction, strength=strength))
         if progress is not None:
             progress(at + 1, len(plan) + 1)
+    return _result(found, options)
+
+
+def _open_cache(
+    folder: Path,
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    directions: Sequence[Direction],
+    *,
+    options: SweepOptions,
+) -> SweepCache:
+    _check_keys(directions)
+    return SweepCache(
+        folder,
+        model=model,
+        prompts=prompts,
+        settings=_sampling(options),
+        batch_size=options.read_batch_size,
+    )
+
+
+def _result(found: Sequence[SteeredAnswers], options: SweepOptions) -> SweepResult:
+    """All answers, the unsteered ones first, with the collapsed ones marked."""
     strengths = options.strengths if 0 in options.strengths else sorted((*options.strengths, 0))
     rated = [with_collapsed(a, unsteered=found[0].values, bounds=options.bounds) for a in found]
     return SweepResult(
