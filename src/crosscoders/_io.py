@@ -77,6 +77,37 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def member_path(folder: Path, name: str) -> Path:
+    """The path of a file that a folder's own metadata names, refused where it would lead out of the folder.
+
+    A symbolic link may leave the folder only as the Hub's cache has it: from `snapshots/<commit>/` to a file
+    of `blobs/` of the same repository.
+
+    Args:
+        folder: The folder.
+        name: File name as the metadata (a manifest, an index) gives it; "/" separates sub-folders.
+
+    Raises:
+        CheckpointError: The name is absolute, empty, holds "..", a backslash or a control character, or a
+            link leads elsewhere.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or not name.isprintable() or {"\\", ":"} & set(name):
+        raise CheckpointError(f"{folder}: {name!r} is not the name of a file inside this folder. {_ADVICE}")
+    folder = Path(folder)
+    path = folder.joinpath(*parts)
+    home, target = folder.resolve(), path.resolve()
+    if target.is_relative_to(home) or _is_cache_blob(home, target):
+        return path
+    raise CheckpointError(f"{path}: this link leads out of its folder, to {target}. {_ADVICE}")
+
+
+def _is_cache_blob(home: Path, target: Path) -> bool:
+    """Whether `target` lies in the `blobs` of the Hub cache whose `snapshots` hold `home`."""
+    cache = next((parent.parent for parent in (home, *home.parents) if parent.parent.name == "snapshots"), None)
+    return cache is not None and target.parent == cache.parent / "blobs"
+
+
 def check_keys(where: str, data: Mapping[str, Any], *, known: Iterable[str], required: Iterable[str]) -> None:
     """Raise ValueError, listing the known keys, if `data` has an unknown key or lacks a required one."""
     known, required = sorted(known), set(required)
