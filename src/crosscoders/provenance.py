@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -50,12 +51,14 @@ def run_record(*, config: Mapping[str, Any], seed: int, data: Mapping[str, Any])
         data: Fingerprints and sizes of the data.
 
     Returns:
-        JSON-ready: format, versions, machine, seed, data and config.
+        JSON-ready: format, versions, the commit of a checkout (None for an installed package), machine, seed,
+        data and config.
     """
     return {
         "format": "crosscoders-run",
         "format_version": 1,
         "library_version": __version__,
+        "commit": _commit(),
         "versions": {name: version for name in _PACKAGES if (version := _version_of(name))},
         "python": platform.python_version(),
         "machine": {
@@ -69,6 +72,24 @@ def run_record(*, config: Mapping[str, Any], seed: int, data: Mapping[str, Any])
         "data": dict(data),
         "config": dict(config),
     }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that holds this package, with "+changes" where tracked files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or not (root / "src").is_dir():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):  # no git here, or a checkout of somebody else's
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=10
+    ).stdout.strip()
 
 
 def _version_of(package: str) -> str | None:

@@ -94,13 +94,14 @@ def choose_category_latents(
 
     Raises:
         KeyError: A table lacks a question.
+        ValueError: No latent has a score for one: the choosing split never answers it both ways.
     """
     contrasts = category_contrasts(labels)
     found = []
     for kind in (ONSET, FUNCTION):
         for index, category in enumerate(CATEGORIES):
             scores = question_scores(choose, kind, category)
-            latent = int(torch.where(scores.isnan(), -torch.inf, scores).argmax())
+            latent = _best(scores, question=f"{kind}/{category}")
             questions = category_questions(kind, category)
             found.append(
                 CategoryLatent(
@@ -115,6 +116,15 @@ def choose_category_latents(
                 )
             )
     return found
+
+
+def _best(scores: Tensor, *, question: str) -> int:
+    if bool(scores.isnan().all()):
+        raise ValueError(
+            f"choose_category_latents: no latent has a score for {question!r}; the choosing split needs tokens "
+            "answered yes and tokens answered no for each of its words. Hold out more text."
+        )
+    return int(torch.where(scores.isnan(), -torch.inf, scores).argmax())
 
 
 def _bound(labels: LabelledTokens, answer: Tensor, category: int) -> float:
