@@ -2,6 +2,7 @@
 # make reproduce   every experiment of the paper on the bundled pair, into runs/reproduce; under 20 minutes
 # make test        the default tests: CPU, offline, a few minutes
 # make test-all    the same and the slow tier
+# make test-lowest the quick tests at the lowest versions that pyproject.toml allows, in an environment of its own
 # make bench       peers, each into its own environment, and every CPU measurement; under 15 minutes
 # make lint types wheel clean    what they say; lint and types need the dev tools, which they install
 # Each of them creates .venv and installs first where that is still to do.
@@ -14,10 +15,11 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -q
 BENCH := .venv-bench
+LOWEST := .venv-lowest
 PEERS := llamascopium eai-sparsify sae-lens dictionary-learning
 
 .DELETE_ON_ERROR:
-.PHONY: demo reproduce test test-all bench bench-peers lint types wheel clean
+.PHONY: demo reproduce test test-all test-lowest bench bench-peers lint types wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/crosscoders demo
@@ -31,6 +33,10 @@ test: $(INSTALLED)
 # GPU tests skip themselves nowhere: they are asked for by name, `pytest -m gpu`, on a machine that has one.
 test-all: test
 	$(PYTEST) -m "(slow or browser) and not gpu"
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -q -o addopts=--import-mode=importlib \
+	-m "not slow and not browser and not gpu" tests/core tests/data tests/training
 
 # Run it on a machine that does nothing else. A peer that cannot be installed is reported as n/a.
 bench: $(INSTALLED)
@@ -52,7 +58,7 @@ wheel: $(INSTALLED_DEV)
 	$(BIN)/python .ci/check_wheel.py dist
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -64,6 +70,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing ruff, pyright and build into $(VENV) ..."
 	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	@echo "Installing the lowest allowed versions into $(LOWEST) (once) ..."
+	@rm -rf $(LOWEST)
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check --no-input --no-compile \
+	-c constraints-lowest.txt -e . pytest hypothesis
 	@touch $@
 
 $(BENCH)/%/.installed: benchmarks/kernels/peers/%.txt

@@ -2,6 +2,7 @@
 
 import crosscoders.experiments as experiments
 import crosscoders.geometry as geometry
+import crosscoders.hub as hub
 import crosscoders.interventions as interventions
 import crosscoders.kernels as kernels
 import crosscoders.losses as losses
@@ -27,6 +28,7 @@ from crosscoders.experiments import (
 )
 from crosscoders.geometry import GeometryProbe, WordTask, read_word_tasks
 from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.hub import convert, estimate_scale, from_pretrained, push_to_hub
 from crosscoders.interventions import Ablate, Add, AddVector, Clamp, Scale, SteeringHook
 from crosscoders.kernels import SparseLatents
 from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
@@ -41,15 +43,24 @@ from crosscoders.losses import (
     Reconstruction,
     TanhSparsity,
 )
-from crosscoders.models import LanguageModel, load_model
+from crosscoders.models import IdPolicy, IdRule, LanguageModel, load_model, stream_texts
 from crosscoders.pipeline.config import DataConfig, RunConfig, TextPart
 from crosscoders.pipeline.diff import diff
+from crosscoders.pipeline.model_config import ModelConfig
+from crosscoders.pipeline.plan import Plan, plan
 from crosscoders.pipeline.run import Run
-from crosscoders.pretrained import from_pretrained
 from crosscoders.reasoning import EndpointConfig, LexicalAnnotator, LLMAnnotator
 from crosscoders.report.inspection import Inspection, inspect_text
 from crosscoders.sources import Source, scale_from_mean_norm
-from crosscoders.training import Callback, History, ProgressBar, StepReport, Trainer, TrainerConfig
+from crosscoders.training import (
+    Callback,
+    History,
+    ProgressBar,
+    StepReport,
+    Trainer,
+    TrainerConfig,
+    warm_start,
+)
 
 __all__ = [
     "Ablate",
@@ -73,6 +84,8 @@ __all__ = [
     "Finding",
     "GeometryProbe",
     "History",
+    "IdPolicy",
+    "IdRule",
     "Inspection",
     "JumpReLU",
     "JumpReLUL0",
@@ -85,7 +98,9 @@ __all__ = [
     "LossContext",
     "LossTerm",
     "Material",
+    "ModelConfig",
     "ModelSources",
+    "Plan",
     "PreActivation",
     "ProgressBar",
     "Prompt",
@@ -109,10 +124,13 @@ __all__ = [
     "WordTask",
     "__version__",
     "bundled_plan",
+    "convert",
     "diff",
+    "estimate_scale",
     "experiments",
     "from_pretrained",
     "geometry",
+    "hub",
     "inspect_text",
     "interventions",
     "kernels",
@@ -122,11 +140,15 @@ __all__ = [
     "metrics",
     "models",
     "open_study",
+    "plan",
     "plan_from_toml",
+    "push_to_hub",
     "read_word_tasks",
     "reasoning",
     "reproduce",
     "run_experiment",
     "scale_from_mean_norm",
+    "stream_texts",
     "tabulate_latents",
+    "warm_start",
 ]

@@ -1,26 +1,40 @@
 """The native format on disk: `config.json` and `model.safetensors`, every byte accounted for.
 
 Works on plain dicts and tensors, so that `Crosscoder` can use it. The format is public: version 1 holds the
-keys "format", "format_version", "library_version", "crosscoder", "training_summary", "files" and
-"config_sha256", the last being the SHA-256 of the canonical JSON of all others.
+keys "format", "format_version", "library_version", "crosscoder", "training_summary", "files",
+"config_sha256", the SHA-256 of the canonical JSON of all others, and, for a crosscoder with one threshold,
+"threshold". The tensors are the truth: "threshold" is a copy for readers, refused where the two disagree.
+Files that "files" does not list are never read.
 """
 
-from collections.abc import Mapping
+import contextlib
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosscoders._io import atomic_directory, check_file, file_entry, read_manifest, write_manifest
+from crosscoders._io import (
+    atomic_directory,
+    check_file,
+    check_listing,
+    file_entry,
+    member_path,
+    read_manifest,
+    write_manifest,
+)
 from crosscoders._typing import typed
 from crosscoders.errors import CheckpointError
 
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
 _KEYS = ("crosscoder", "training_summary", "files")
+_THRESHOLD, _THRESHOLD_TENSOR = "threshold", "activation.threshold"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @typed
@@ -48,21 +62,22 @@ def write_artifact(
     """
     extra = dict(extra_files or {})
     for name in extra:
-        if name in (_CONFIG, _WEIGHTS) or Path(name).name != name:
+        if name in (CONFIG_NAME, WEIGHTS_NAME) or Path(name).name != name:
             raise ValueError(
                 f"write_artifact: {name!r} cannot be an extra file; use a plain, free file name."
             )
     with atomic_directory(Path(path)) as folder:
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, folder / _WEIGHTS)
+        save_file(contiguous, folder / WEIGHTS_NAME)
         for name, content in extra.items():
             (folder / name).write_bytes(content)
         content = {
             "crosscoder": dict(config),
             "training_summary": None if training_summary is None else dict(training_summary),
-            "files": {name: file_entry(folder / name) for name in (_WEIGHTS, *extra)},
+            "files": {name: file_entry(folder / name) for name in (WEIGHTS_NAME, *extra)},
+            **_threshold_entry(tensors),
         }
-        write_manifest(folder / _CONFIG, content)
+        write_manifest(folder / CONFIG_NAME, content)
 
 
 @typed
@@ -79,14 +94,145 @@ def read_artifact(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: A file is missing, truncated or changed in any byte, a key is unknown or missing, or
             the format version is another one.
     """
-    folder = Path(path)
-    content = read_manifest(folder / _CONFIG, keys=_KEYS)
-    for name, entry in content["files"].items():
-        check_file(folder / name, entry)
+    content = read_header(path)
+    check_files(path, content)
+    return content, read_tensors(path, content)
+
+
+@typed
+def read_header(path: Path | str) -> dict[str, Any]:
+    """Read and check `config.json` alone; nothing else need be there yet.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Its whole content; "files" lists `model.safetensors`, and every name lies inside the folder.
+
+    Raises:
+        CheckpointError: It is missing, changed in any byte, or not of this form.
+    """
+    config = member_path(Path(path), CONFIG_NAME)
+    content = read_manifest(config, keys=_KEYS, optional=(_THRESHOLD,))
+    if WEIGHTS_NAME not in check_listing(config, content["files"]) or CONFIG_NAME in content["files"]:
+        listed = sorted(content["files"])
+        raise CheckpointError(
+            f'{config}: "files" should list {WEIGHTS_NAME} and not {CONFIG_NAME}, got {listed}.'
+        )
+    for key, kinds in (("crosscoder", dict), ("training_summary", (dict, type(None)))):
+        if not isinstance(content[key], kinds):
+            raise CheckpointError(f'{config}: "{key}" should be an object, got {reprlib.repr(content[key])}.')
+    return content
+
+
+@typed
+def check_files(path: Path | str, header: Mapping[str, Any]) -> None:
+    """Check every listed file against its length and SHA-256.
+
+    Args:
+        path: The folder.
+        header: What `read_header` gave.
+
+    Raises:
+        CheckpointError: A file is missing or differs in any byte.
+    """
+    for name, entry in header["files"].items():
+        check_file(member_path(Path(path), name), entry)
+
+
+@typed
+def check_weights(
+    path: Path | str, header: Mapping[str, Any], *, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check all files as `check_files`, then shapes in the weights' own header.
+
+    A config can claim any size; this asks the file before anything of that size is made.
+
+    Args:
+        path: The folder.
+        header: What `read_header` gave.
+        shapes: Shapes of some of the tensors.
+
+    Raises:
+        CheckpointError: A byte changed, the file is no safetensors file, a tensor is missing or of another
+            shape, or the tensors are not all of one floating dtype.
+    """
+    check_files(path, header)
+    weights = Path(path) / WEIGHTS_NAME
+    found, dtypes = _tensor_headers(weights)
+    for key, shape in shapes.items():
+        if found.get(key) != shape:
+            raise CheckpointError(
+                f"{weights}: tensor {key!r} should have shape {shape}, got "
+                f"{found.get(key, 'no such tensor')}; the config describes another crosscoder."
+            )
+    if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+        raise CheckpointError(f"{weights}: tensors should share one of {_DTYPES}, got {sorted(dtypes)}.")
+
+
+@contextlib.contextmanager
+def config_errors(path: Path | str) -> Iterator[None]:
+    """Turn a ValueError or TypeError about a stored config into a CheckpointError that names its folder."""
     try:
-        return content, load_file(folder / _WEIGHTS)
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError) as err:
+        cause = " ".join(str(err).split("\n---")[0].split())  # a type checker adds the call below a rule
+        raise CheckpointError(f"{path}: {CONFIG_NAME} describes no crosscoder to build: {cause}") from err
+
+
+@typed
+def read_tensors(
+    path: Path | str, header: Mapping[str, Any], *, expected: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Read the weights of a folder whose files were checked.
+
+    Args:
+        path: The folder.
+        header: What `read_header` gave.
+        expected: State dict of the module that they are for; None to take what is there.
+
+    Returns:
+        Tensors by state-dict key.
+
+    Raises:
+        CheckpointError: Not readable as safetensors, the threshold differs from the copy in `config.json`, or
+            names, shapes or dtype are not the expected ones.
+    """
+    weights = Path(path) / WEIGHTS_NAME
+    try:
+        tensors = load_file(weights)
     except (SafetensorError, OSError) as err:
-        raise CheckpointError(f"{folder / _WEIGHTS}: not readable as safetensors ({err}).") from err
+        raise CheckpointError(f"{weights}: not readable as safetensors ({err}).") from err
+    stored, copy = _threshold_entry(tensors), header.get(_THRESHOLD)
+    if _THRESHOLD in header and stored.get(_THRESHOLD) != copy:
+        raise CheckpointError(
+            f"{path}: {CONFIG_NAME} says threshold {reprlib.repr(copy)}, but {WEIGHTS_NAME} holds "
+            f"{stored.get(_THRESHOLD)}."
+        )
+    if expected is not None:
+        check_tensors(path, expected=expected, got=tensors)
+    return tensors
+
+
+def _tensor_headers(weights: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes by name, and the dtypes that occur."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+            return shapes, {part.get_dtype() for part in slices.values()}
+    except (SafetensorError, OSError) as err:
+        raise CheckpointError(f"{weights}: not readable as safetensors ({err}).") from err
+
+
+def _threshold_entry(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The one threshold of a crosscoder that has one; thresholds per latent are left to the weights."""
+    threshold = tensors.get(_THRESHOLD_TENSOR)
+    if threshold is None or threshold.ndim > 0 or not bool(threshold.isfinite()):
+        return {}
+    return {_THRESHOLD: float(threshold)}
 
 
 @typed

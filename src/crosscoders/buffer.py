@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscoders._typing import typed
-from crosscoders.row_stream import RowStream, SupportsHarvest
+from crosscoders.row_stream import RowStream, SupportsHarvest, excluded_ids
 from crosscoders.sources import Source, scale_from_mean_norm, width
 
 
@@ -37,7 +37,8 @@ class ActivationBuffer:
         generator: The seed is drawn from it, once.
         batch_tokens: Rows per batch; only the last batch of an epoch may be shorter.
         dtype: Storage dtype of the rows.
-        exclude_token_ids: Positions with these ids are left out (padding, special tokens).
+        exclude_token_ids: Positions with these ids are left out (padding, special tokens), and those with the
+            ids that `sources.exclude_token_ids` names, where it has that (see `IdPolicy`).
         skip_positions: Leading positions of each sequence that are left out.
         max_norm_multiple: Leave out rows whose norm in any source exceeds this multiple of that source's
             median norm over the candidate rows of the first window. The limits found there hold for the
@@ -83,6 +84,7 @@ class ActivationBuffer:
                 f"got {max_norm_multiple}."
             )
         self._raw_sources = tuple(sources.sources)
+        exclude_token_ids = excluded_ids(sources, exclude_token_ids)
         self._batch_tokens = batch_tokens
         self._dtype = dtype
         self._max_norm_multiple = max_norm_multiple
@@ -103,7 +105,7 @@ class ActivationBuffer:
             "window_rows": self._window_rows,
             "batch_tokens": batch_tokens,
             "dtype": str(dtype),
-            "exclude_token_ids": sorted(exclude_token_ids),
+            "exclude_token_ids": list(exclude_token_ids),
             "skip_positions": skip_positions,
             "max_norm_multiple": max_norm_multiple,
         }

@@ -1,4 +1,4 @@
-"""The command line: `crosscoders demo`, `run`, `inspect`, `experiment` and `reproduce`."""
+"""The command line: `crosscoders demo`, `run`, `plan`, `convert`, `inspect`, `experiment` and `reproduce`."""
 
 import argparse
 import logging
@@ -14,10 +14,14 @@ from crosscoders.experiments.catalog import EXPERIMENTS, run_experiment
 from crosscoders.experiments.opening import open_models, open_study
 from crosscoders.experiments.plans import bundled_plan, options_from_toml, plan_from_toml
 from crosscoders.experiments.reproduce import reproduce
+from crosscoders.hub.convert import add_convert_arguments, convert_command
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.demo import demo
+from crosscoders.pipeline.model_config import DTYPES
+from crosscoders.pipeline.plan import plan
 from crosscoders.pipeline.presets import PRESETS
 from crosscoders.pipeline.run import run
+from crosscoders.pipeline.sizes import parse_bytes
 from crosscoders.report.inspection import inspect_text
 
 
@@ -58,9 +62,29 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in the run folder"
     )
+    runner.add_argument("--warm-start", type=Path, help="folder of a saved crosscoder to begin with")
     runner.set_defaults(command=_run)
+    _add_plan(commands)
+    converter = commands.add_parser("convert", help="another library's crosscoder into an artifact")
+    add_convert_arguments(converter)
+    converter.set_defaults(command=_convert)
     _add_experiments(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    planner = commands.add_parser("plan", help="what a run will hold in memory and what fits, before loading")
+    planner.add_argument("config", nargs="?", type=Path, help="TOML file of the run; the rest overrides it")
+    planner.add_argument("--pair", nargs=2, metavar=("BASE", "DISTILLED"), help="both models at once")
+    planner.add_argument("--base", help="folder, Hub id (only its config is fetched) or config file")
+    planner.add_argument("--distilled", help="likewise")
+    planner.add_argument("--vram", required=True, help="memory of each device, such as 80GB or 80GiB")
+    planner.add_argument("--preset", choices=sorted(PRESETS), help="default without a config: field")
+    planner.add_argument("--n-latents", type=int, help="dictionary size")
+    planner.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
+    planner.add_argument("--dtype", choices=sorted(DTYPES), help="default without a config: bfloat16")
+    planner.add_argument("--device", help="default without a config: cuda")
+    planner.set_defaults(command=_plan)
 
 
 def _add_experiments(commands: Any) -> None:
@@ -118,6 +142,46 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    print(convert_command(arguments))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    vram_bytes = parse_bytes(arguments.vram)
+    values = tomllib.loads(arguments.config.read_text(encoding="utf-8")) if arguments.config else {}
+    base, distilled = arguments.pair or (arguments.base, arguments.distilled)
+    if not arguments.config:
+        if base is None or distilled is None:
+            raise ValueError("plan: give a config, --pair, or --base and --distilled.")
+        values = dict(_PLANNED)
+    paths = {"base": base, "distilled": distilled}
+    values |= {
+        name: _with_model(values.get(name), path, dtype=arguments.dtype) for name, path in paths.items()
+    }
+    keys = ("preset", "n_latents", "hook_name", "device")
+    values |= {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+    print(plan(RunConfig.from_dict(values), vram_bytes=vram_bytes).summary())
+    return 0
+
+
+# What a plan without a configuration is made for; the buffer lives in CPU memory.
+_PLANNED: dict[str, Any] = {
+    "preset": "field",
+    "text": "",
+    "out": "",
+    "device": "cuda",
+    "data": {"buffer_bytes": 8_000_000_000, "sequences_per_harvest": 8, "splice_tokens": 0},
+}
+
+
+def _with_model(known: Any, path: str | None, *, dtype: str | None) -> Any:
+    """A model's table with what the command line says of it; without a configuration it is in bfloat16."""
+    table = {"dtype": "bfloat16"} if known is None else {"path": known} if isinstance(known, str) else known
+    said = {"path": path, "dtype": dtype}
+    return {**table, **{key: value for key, value in said.items() if value is not None}}
+
+
 _RUN_KEYS = ("preset", "base", "distilled", "text", "out", "n_latents", "hook_name", "seed")
 
 
@@ -130,7 +194,7 @@ def _run(arguments: argparse.Namespace) -> int:
         config = RunConfig.from_dict(values)
     except (TypeError, ValueError) as err:
         raise ValueError(f"{arguments.config or 'command line'}: {err}") from err
-    print(run(config, resume=arguments.resume).summary())
+    print(run(config, resume=arguments.resume, warm_start=arguments.warm_start).summary())
     return 0
 
 

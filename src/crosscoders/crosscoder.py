@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscoders._io import check_keys
+from crosscoders._io import check_field_types, check_keys
 from crosscoders._typing import typed
 from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
-from crosscoders.artifact import check_tensors, read_artifact, write_artifact
-from crosscoders.errors import CheckpointError
+from crosscoders.artifact import check_weights, config_errors, read_header, read_tensors, write_artifact
 from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
@@ -76,10 +75,11 @@ class CrosscoderConfig:
             data: One entry per field.
 
         Raises:
-            ValueError: A key is unknown or missing, here or in a part.
+            ValueError: A key is unknown or missing or a value of another type, here or in a part.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         check_keys("CrosscoderConfig", data, known=known, required=known)
+        check_field_types("CrosscoderConfig", data, cls)
         return cls(
             **{
                 **data,
@@ -131,6 +131,7 @@ class Crosscoder(nn.Module):
     """
 
     selection_weight: Tensor
+    origin: str | None = None  # "owner/name@commit" if it came from the Hub; not part of the artifact
 
     def __init__(self, config: CrosscoderConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -350,14 +351,12 @@ class Crosscoder(nn.Module):
         Raises:
             CheckpointError: A byte changed, a file or key is missing or unknown, or the format is another.
         """
-        content, tensors = read_artifact(path)
-        try:
-            crosscoder = cls(CrosscoderConfig.from_dict(content["crosscoder"]))
-        except (ValueError, TypeError) as err:
-            raise CheckpointError(
-                f"{path}: config.json describes no crosscoder that can be built: {err}"
-            ) from err
-        check_tensors(path, expected=crosscoder.state_dict(), got=tensors)
+        header = read_header(path)
+        with config_errors(path):
+            config = CrosscoderConfig.from_dict(header["crosscoder"])
+            check_weights(path, header, shapes=_core_shapes(config))
+            crosscoder = cls(config)
+        tensors = read_tensors(path, header, expected=crosscoder.state_dict())
         crosscoder.to(tensors["W_enc"].dtype).load_state_dict(tensors, strict=True)
         return crosscoder.eval()
 
@@ -375,8 +374,7 @@ class Crosscoder(nn.Module):
         return self._scale
 
     def _checked(self, x: Tensor, method: str) -> Tensor:
-        check_activations(x, self.sources, where=f"Crosscoder.{method}")
-        return x.to(self.W_enc.dtype)
+        return check_activations(x, self.sources, where=f"Crosscoder.{method}").to(self.W_enc.dtype)
 
     @torch.no_grad()
     def _rescaled(self, factor: Tensor, *, is_folded: bool) -> "Crosscoder":
@@ -395,3 +393,8 @@ def _initial_directions(config: CrosscoderConfig, generator: torch.Generator) ->
         part = torch.randn(config.n_latents, source.d_model, generator=generator)
         parts.append(part * (config.decoder_init_norm / torch.linalg.vector_norm(part, dim=1, keepdim=True)))
     return torch.cat(parts, dim=1)
+
+
+def _core_shapes(config: CrosscoderConfig) -> dict[str, tuple[int, ...]]:
+    n, w = config.n_latents, width(config.sources)
+    return {"W_enc": (n, w), "W_dec": (n, w), "b_enc": (n,), "b_dec": (w,), "selection_weight": (n,)}

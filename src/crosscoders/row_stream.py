@@ -27,6 +27,27 @@ class SupportsHarvest(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsExclusion(Protocol):
+    """What a harvester has that knows ids whose rows must never be served."""
+
+    @property
+    def exclude_token_ids(self) -> Collection[int]:
+        """The ids; their positions are read by the models and left out of the rows."""
+        ...
+
+
+def excluded_ids(harvester: SupportsHarvest, own: Collection[int]) -> tuple[int, ...]:
+    """Ids whose rows are left out: those asked for, and those that the harvester itself excludes.
+
+    Args:
+        harvester: Sources and their activations.
+        own: The ids asked for.
+    """
+    theirs = harvester.exclude_token_ids if isinstance(harvester, SupportsExclusion) else ()
+    return tuple(sorted({*own, *theirs}))
+
+
 class RowStream:
     """Kept activation rows of a run of token batches, read in order.
 

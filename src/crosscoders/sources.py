@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscoders._io import check_keys
+from crosscoders._io import check_field_types, check_keys
 from crosscoders._typing import typed
 
 
@@ -28,6 +28,8 @@ class Source:
         model_id: Directory or Hub id of the model; empty for own tensors.
         revision: Hub revision that was loaded, if any.
         scale: `normalized = raw * scale`; 1.0 until it is estimated.
+        tokenizer_fingerprint: Hash of the vocabulary that the model was read with, if known; absent from
+            files written before it was recorded.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Source:
     model_id: str = ""
     revision: str | None = None
     scale: float = 1.0
+    tokenizer_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -58,10 +61,11 @@ class Source:
             data: One entry per field; fields with a default may be missing.
 
         Raises:
-            ValueError: A key is unknown or a required one is missing.
+            ValueError: A key is unknown, a required one is missing, or a value has another type.
         """
         known = [field.name for field in fields(cls)]
         check_keys("Source", data, known=known, required=("name", "d_model"))
+        check_field_types("Source", data, cls)
         return cls(**data)
 
 

@@ -49,6 +49,7 @@ def test_config_json_has_the_public_keys(tmp_path: Path) -> None:
         "format",
         "format_version",
         "library_version",
+        "threshold",
         "training_summary",
     ]
     assert content["training_summary"] == {"steps": 3}

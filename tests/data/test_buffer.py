@@ -386,3 +386,13 @@ def test_token_batches_of_other_kinds_raise() -> None:
         ValueError, match=r"token batch 0 must be integer ids \[batch, pos\], got torch.float32"
     ):
         list(toy_buffer(Restartable([torch.ones(3, 7)])))
+
+
+def test_ids_that_the_harvester_excludes_are_never_served() -> None:
+    harvester = ToyHarvester()
+    harvester.exclude_token_ids = (2003, 5000)  # as ModelSources with an id policy has them
+    buffer = toy_buffer(harvester=harvester, exclude_token_ids=(5000, 1001))
+    expected = [index for index in ALL if index not in (1001, 2003, 5000)]
+    assert sorted(served_ids(rows_of(buffer))) == expected
+    assert buffer.n_tokens == len(expected)
+    assert buffer.state_dict()["settings"]["exclude_token_ids"] == [1001, 2003, 5000]

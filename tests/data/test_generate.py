@@ -5,7 +5,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from crosscoders.models import LanguageModel, generate, load_model
-from tests.data.toy_models import random_tokens
+from tests.data.toy_models import random_tokens, toy_gpt2
 
 PROMPTS = [random_tokens(n, seed=n).tolist() for n in (3, 7, 1, 5, 7, 4)]
 
@@ -78,7 +78,9 @@ def test_generation_through_a_bridge_agrees(model: LanguageModel) -> None:
 def test_unusable_requests_raise(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate(model, [[4], []], max_new_tokens=2, stop_ids=())
-    with pytest.raises(ValueError, match="exceeds the context of 64"):
+    with pytest.warns(UserWarning, match="65 tokens exceed the context"):
         generate(model, [[4] * 60], max_new_tokens=5, stop_ids=())
+    with pytest.raises(ValueError, match="exceed its context of 64"):
+        generate(load_model(toy_gpt2(), name="gpt2"), [[4] * 60], max_new_tokens=5, stop_ids=())
     with pytest.raises(ValueError, match="needs generator"):
         generate(model, [[4]], max_new_tokens=5, stop_ids=(), temperature=1.0)

@@ -239,11 +239,18 @@ def test_unusable_tokens_raise(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 40\), got 0 to 40"):
         model.capture(torch.tensor([[0, 40]]), ["half"])
     with pytest.raises(ValueError, match="exceed its context of 64"):
-        model.capture(random_tokens(1, 65), ["half"])
+        load_model(toy_gpt2(), name="no rotation").capture(random_tokens(1, 65), ["half"])
     with pytest.raises(ValueError, match="empty batch"):
         model.logits(torch.zeros(0, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="one vector per token"):
         model.capture(random_tokens(1, 4), ["blocks.1.attn.hook_pattern"])
+
+
+def test_rotary_positions_run_beyond_the_context_with_one_warning() -> None:
+    model = load_model(toy_model(), name="short")
+    with pytest.warns(UserWarning, match=r"65 tokens exceed the context of 1 model\(s\): 'short' has 64"):
+        first = model.capture(random_tokens(1, 65), ["half"])["half"]
+    assert torch.equal(model.capture(random_tokens(1, 65), ["half"])["half"], first)  # and no second warning
 
 
 def test_a_local_directory_loads_with_its_tokenizer(

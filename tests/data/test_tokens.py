@@ -1,12 +1,10 @@
 """Tokenizer comparison, reading text, packing."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from crosscoders.errors import AdapterMismatchError
 from crosscoders.models import (
@@ -17,6 +15,7 @@ from crosscoders.models import (
     tokenize_texts,
     tokenizer_fingerprint,
 )
+from tests.data.real_tokenizers import qwen_tokenizer, r1_tokenizer
 from tests.data.toy_models import toy_tokenizer
 
 
@@ -41,16 +40,14 @@ def test_ids_of_other_meaning_raise_naming_them() -> None:
         check_tokenizers({"base": toy_tokenizer(), "distilled": toy_tokenizer(swapped=(5, 9))})
 
 
-def test_the_papers_own_pair_differs_in_the_ids_of_its_control_tokens(
-    tmp_path: Path, data_file: Callable[[str], Path]
-) -> None:
-    for stored, name in (("tokenizer.assembled.json", "tokenizer.json"), ("tokenizer_config.json",) * 2):
-        (tmp_path / name).write_bytes(data_file(f"tokenizers/r1_distill_qwen/{stored}").read_bytes())
-    base, distilled = (AutoTokenizer.from_pretrained(p) for p in (data_file("tokenizers/qwen2.5"), tmp_path))
+def test_the_papers_own_pair_differs_in_the_ids_of_its_control_tokens(data_file):
+    base, distilled = qwen_tokenizer(data_file), r1_tokenizer(data_file)
     changed = changed_ids(base, distilled)
+    assert list(changed) == list(range(151643, 151650))
     assert changed[151643] == ("<|endoftext|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
-    assert min(changed) == 151643
-    with pytest.raises(AdapterMismatchError, match="151643"):
+    assert changed[151648] == ("<|box_start|>", "<think>")
+    assert tokenizer_fingerprint(base) != tokenizer_fingerprint(distilled)
+    with pytest.raises(AdapterMismatchError, match=r"7 token ids .*151643.*id_policy='drop'.*IdPolicy"):
         check_tokenizers({"base": base, "distilled": distilled})
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from crosscoders.activation_fns import TopK
 from crosscoders.bootstrap import Estimate
 from crosscoders.experiments.ablation.experiment import AblationOptions, ablation_experiment
 from crosscoders.experiments.ablation.measure import edit_name, measure_category
@@ -39,7 +40,7 @@ def toy_study() -> Study:
     table = tabulate_latents(crosscoder, [TokenBatch(rows=rows, token_ids=ids, origin=torch.zeros_like(ids))])
     odd = torch.arange(9).expand(4, 9) % 2 == 1
     return Study(
-        config=RunConfig(base="a", distilled="b", text="t", out="o", n_latents=20),
+        config=RunConfig(base="a", distilled="b", text="t", out="o", n_latents=20, activation_fn=TopK(k=2)),
         crosscoder=crosscoder,
         sources=sources,
         corpus=Corpus(train=TOKENS[:0], held_out=TOKENS, origin=torch.zeros_like(TOKENS)),

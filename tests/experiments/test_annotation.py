@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crosscoders.activation_fns import TopK
 from crosscoders.experiments.annotation.experiment import AnnotationOptions, annotation_experiment
 from crosscoders.experiments.annotation.verdict import annotation_verdict
 from crosscoders.experiments.study import Material, Study
@@ -28,7 +29,13 @@ def toy_study(*, roles: bool = True) -> Study:
     crosscoder = toy_crosscoder(sources)
     tokens, mask = toy_rows(40)
     config = RunConfig(
-        base="a", distilled="b", text="t", out="o", n_latents=24, data=DataConfig(sequences_per_harvest=9)
+        base="a",
+        distilled="b",
+        text="t",
+        out="o",
+        n_latents=24,
+        activation_fn=TopK(k=2),
+        data=DataConfig(sequences_per_harvest=9),
     )
     corpus = Corpus(
         train=tokens[:0], held_out=tokens, origin=torch.where(mask, 0, -1), exclude_token_ids=(END,)

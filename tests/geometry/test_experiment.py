@@ -34,7 +34,14 @@ def toy_study(distilled: Any, **material: Any) -> Study:
     held_out = random_tokens(20, 8)
     columns = {"latent": torch.arange(12), "frequency": torch.arange(12) / 20}
     return Study(
-        config=RunConfig(base="module:base", distilled="module:distilled", text="", out="", n_latents=12),
+        config=RunConfig(
+            base="module:base",
+            distilled="module:distilled",
+            text="",
+            out="",
+            n_latents=12,
+            activation_fn=TopK(k=2),
+        ),
         crosscoder=Crosscoder(config, generator=torch.Generator().manual_seed(0)).eval(),
         sources=sources,
         corpus=Corpus(train=held_out[:0], held_out=held_out, origin=torch.zeros_like(held_out)),

@@ -24,9 +24,9 @@ def test_the_paper_preset_is_the_papers_recipe():
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_own_values_stand_key_by_key(name):
-    own = {**OWN, "preset": name, "n_latents": 7, "data": {"n_tokens": 5}, "training": {"lr": 0.5}}
+    own = {**OWN, "preset": name, "n_latents": 700, "data": {"n_tokens": 5}, "training": {"lr": 0.5}}
     config = RunConfig.from_dict(own)
-    assert (config.n_latents, config.data.n_tokens, config.training.lr) == (7, 5, 0.5)
+    assert (config.n_latents, config.data.n_tokens, config.training.lr) == (700, 5, 0.5)
     assert config.data.batch_tokens == PRESETS[name]["data"]["batch_tokens"]
     assert config.training.decay_fraction == 0.2
 
@@ -52,10 +52,10 @@ def test_an_unknown_preset_names_the_known_ones():
 
 
 def test_the_bundled_pair_brings_its_own_text():
-    own = {**OWN, "base": "zoo:tiny-reasoner/base", "text": "mine.txt", "n_latents": 8}
+    own = {**OWN, "base": "zoo:tiny-reasoner/base", "text": "mine.txt", "n_latents": 800}
     with pytest.raises(ValueError, match="come with their own text"):
         is_bundled(RunConfig.from_dict(own))
-    assert not is_bundled(RunConfig.from_dict({**OWN, "n_latents": 8}))
+    assert not is_bundled(RunConfig.from_dict({**OWN, "n_latents": 800}))
     assert is_bundled(demo_config("out"))
 
 
@@ -64,4 +64,4 @@ def test_the_bundled_pair_brings_its_own_text():
 )
 def test_numbers_out_of_range_are_refused(section, key, value):
     with pytest.raises(ValueError, match=f"{key} must"):
-        RunConfig.from_dict({**OWN, "n_latents": 8, section: {key: value}})
+        RunConfig.from_dict({**OWN, "n_latents": 800, section: {key: value}})

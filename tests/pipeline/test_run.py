@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from crosscoders.activation_fns import BatchTopK
 from crosscoders.cli import main
 from crosscoders.crosscoder import Crosscoder
+from crosscoders.experiments.opening import open_models
 from crosscoders.latents import LatentTable
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.corpus import corpus_from_text
+from crosscoders.pipeline.diff import diff
+from crosscoders.training import TrainerConfig
 from crosscoders.zoo.parser import to_text
 from crosscoders.zoo.recipe import Architecture
 from crosscoders.zoo.train import build_model
@@ -143,7 +147,7 @@ def test_missing_files_and_short_text_are_named(pair, tmp_path, capsys):
                 "--out",
                 str(tmp_path / "o"),
                 "--n-latents",
-                "8",
+                "128",
             ]
         )
         == 2
@@ -194,3 +198,82 @@ def test_dropping_outliers_needs_no_length_of_the_run(pair, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(config_text(pair, tmp_path / "run").replace("[data]", "[data]\nmax_norm_multiple = 10.0"))
     assert main(["run", str(file)]) == 0
+
+
+def test_without_splicing_the_models_are_read_up_to_the_hook_and_the_summary_says_so(pair, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    for name, splice_tokens in (("with", 100), ("without", 0)):
+        text = config_text(pair, tmp_path / name)
+        file.write_text(text.replace("splice_tokens = 100", f"splice_tokens = {splice_tokens}"))
+        assert main(["run", str(file)]) == 0
+    assert "Not spliced into the models (data.splice_tokens = 0)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "without" / "evaluation.json").read_text())["splice"] == {}
+    spliced, not_spliced = (
+        Crosscoder.from_pretrained(tmp_path / n / "crosscoder") for n in ("with", "without")
+    )
+    assert torch.equal(spliced.W_dec, not_spliced.W_dec)
+    reopened = open_models(tmp_path / "without")[1]
+    assert not reopened.models["base"].is_truncated  # experiments read whole models
+
+
+def test_models_as_tables_offloaded_and_in_bfloat16_run_and_are_recorded(pair, tmp_path):
+    text = config_text(pair, tmp_path / "run")
+    for name in ("base", "distilled"):
+        line = f'{name} = "{pair / name}"'
+        table = f'{name} = {{path = "{pair / name}", dtype = "bfloat16", offload = true}}'
+        text = text.replace(line, table)
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert main(["run", str(file)]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert record["base"] == {
+        "path": str(pair / "base"), "revision": None, "dtype": "bfloat16", "device": None, "offload": True,
+    }  # fmt: skip
+    sources = open_models(tmp_path / "run")[1]
+    assert {model.dtype for model in sources.models.values()} == {torch.bfloat16}
+
+
+def test_diff_takes_a_dtype_and_goes_on_where_it_stopped(pair, tmp_path):
+    def run_diff(out: Path, **settings: object):
+        return diff(
+            base=pair / "base", distilled=pair / "distilled", text=pair / "text.jsonl", out=out, n_latents=64,
+            activation_fn=BatchTopK(k=4), dtype="bfloat16",
+            data=DataConfig(sequence_length=64, batch_tokens=128, held_out_tokens=500, splice_tokens=0),
+            training=TrainerConfig(lr=3e-3, checkpoint_every_steps=5), **settings,
+        )  # fmt: skip
+
+    first = run_diff(tmp_path / "a")
+    assert {m.dtype for m in RunConfig.from_dict(recorded(tmp_path / "a")).models().values()} == {"bfloat16"}
+    with pytest.raises(FileExistsError, match="holds checkpoints"):
+        run_diff(tmp_path / "a")
+    again = run_diff(tmp_path / "a", resume=True)
+    assert torch.equal(first.crosscoder.W_dec, again.crosscoder.W_dec)
+
+
+def recorded(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())["config"]
+
+
+def test_a_device_that_is_not_there_ends_the_run_before_models_load(pair, tmp_path, capsys):
+    absent = f'device = "cuda:{torch.cuda.device_count()}"'
+    assert run_cli(pair, tmp_path / "run", tmp_path, absent) == 2
+    assert "cannot be used on this machine" in capsys.readouterr().err
+
+
+def losses(out: Path) -> list[float]:
+    header, *rows = (out / "training.csv").read_text().splitlines()
+    return [float(row.split(",")[header.split(",").index("loss")]) for row in rows]
+
+
+def test_a_warm_start_begins_with_the_saved_weights_and_is_recorded(pair, tmp_path, capsys):
+    file, saved = tmp_path / "run.toml", str(tmp_path / "a" / "crosscoder")
+    file.write_text(config_text(pair, tmp_path / "a") + "log_every_steps = 1\n")
+    assert main(["run", str(file)]) == 0
+    text = config_text(pair, tmp_path / "b").replace("k = 4", "k = 6") + "log_every_steps = 1\n"
+    file.write_text(text)
+    assert main(["run", str(file), "--warm-start", saved]) == 0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["data"]["warm_start"]["path"] == saved
+    assert losses(tmp_path / "b")[0] < losses(tmp_path / "a")[-1] < 0.8 * losses(tmp_path / "a")[0]
+    file.write_text(config_text(pair, tmp_path / "c").replace("n_latents = 64", "n_latents = 32"))
+    assert main(["run", str(file), "--warm-start", saved]) != 0
+    assert "it has 64 latents" in capsys.readouterr().err

@@ -15,6 +15,8 @@ NAMESPACES = [
     "",
     "activation_fns",
     "models",
+    "models.adapters",
+    "hub",
     "kernels",
     "training",
     "testing",

@@ -4,16 +4,13 @@ After a change that is meant: `python tests/repo/test_public_api.py --write`, an
 """
 
 import inspect
-import json
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `--write`, which runs without pytest
 
-import crosscoders as cc
 from tests.repo.public_api import (
     api_lines,
     has_something_to_check,
@@ -43,32 +40,9 @@ UNCHECKED = {
 SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
 
 
-def json_keys(value: object, *, prefix: str = "") -> list[str]:
-    """The dotted keys of a JSON object; list items share one key."""
-    if isinstance(value, dict):
-        return [key for k, v in value.items() for key in json_keys(v, prefix=f"{prefix}.{k}".lstrip("."))]
-    if isinstance(value, list) and value:
-        return sorted({key for item in value for key in json_keys(item, prefix=f"{prefix}[]")})
-    return [prefix]
-
-
-def artifact_lines() -> list[str]:
-    """State-dict keys and config.json keys of one toy crosscoder per activation function."""
-    sources = (cc.Source(name="base", d_model=3), cc.Source(name="distilled", d_model=3))
-    lines: set[str] = set()
-    for spec in (cc.ReLU(), cc.TopK(k=2), cc.BatchTopK(k=2), cc.JumpReLU()):
-        crosscoder = cc.Crosscoder(cc.CrosscoderConfig(sources=sources, n_latents=4, activation_fn=spec))
-        lines |= {f"state_dict {spec.kind}: {key}" for key in crosscoder.state_dict()}
-        with tempfile.TemporaryDirectory() as folder:
-            crosscoder.save_pretrained(Path(folder) / "saved")
-            config = json.loads((Path(folder) / "saved" / "config.json").read_text(encoding="utf-8"))
-        lines |= {f"config.json {spec.kind}: {key}" for key in json_keys(config)}
-    return sorted(lines)
-
-
 def snapshot() -> str:
     """The whole text of tests/public_api.txt."""
-    return "\n".join([*api_lines(), *artifact_lines()]) + "\n"
+    return "\n".join(api_lines()) + "\n"
 
 
 def test_public_surface_is_the_recorded_one() -> None:

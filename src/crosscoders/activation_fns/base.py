@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscoders._io import check_keys
+from crosscoders._io import check_field_types, check_keys
 from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Selection
@@ -117,8 +117,8 @@ def activation_fn_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = Fa
     Raises:
         ValueError: Unknown kind, or unknown or missing parameters.
     """
-    kind = data.get("kind")
-    if kind not in _registry:
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    if not isinstance(kind, str) or kind not in _registry:
         raise ValueError(
             f"activation_fn: unknown kind {kind!r}; known kinds are {sorted(_registry)}. "
             "If it is your own, import the module that defines it first."
@@ -128,6 +128,7 @@ def activation_fn_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = Fa
     has_default = {field.name for field in fields(cls) if field.default is not MISSING}
     required = [name for name in known if not (fill_defaults and name in has_default)]
     check_keys(f"activation_fn {kind!r}", data, known=known, required=required)
+    check_field_types(f"activation_fn {kind!r}", data, cls)
     return cls(**{key: value for key, value in data.items() if key != "kind"})
 
 

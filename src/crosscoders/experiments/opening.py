@@ -10,11 +10,12 @@ from crosscoders.crosscoder import Crosscoder
 from crosscoders.experiments.bundled_material import bundled_material
 from crosscoders.experiments.study import Study
 from crosscoders.experiments.text_material import MaterialConfig, text_material
-from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.harvest import ModelSources
 from crosscoders.latents import LatentTable
 from crosscoders.pipeline.bundled import bundled_sources, held_out_corpus, held_out_splits, is_bundled
 from crosscoders.pipeline.config import RunConfig
-from crosscoders.pipeline.corpus import Corpus, corpus_from_text
+from crosscoders.pipeline.corpus import Corpus
+from crosscoders.pipeline.pair import MODULE, load_pair, pair_corpus
 from crosscoders.provenance import data_fingerprint
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def open_study(
         splits = held_out_splits(sources, config)
         corpus, found = held_out_corpus(splits), bundled_material(splits)
     else:
-        corpus = _corpus(config, sources) if corpus is None else corpus
+        corpus = pair_corpus(config, sources) if corpus is None else corpus
         found = text_material(material or MaterialConfig(), sources=sources, corpus=corpus)
     _check_text(record["data"], corpus, where=folder, may_differ=is_own)
     return Study(
@@ -102,18 +103,13 @@ def _crosscoder(folder: Path, config: RunConfig) -> Crosscoder:
 def _sources(config: RunConfig) -> ModelSources:
     if is_bundled(config):
         return bundled_sources(config)
-    for label in (config.base, config.distilled):
-        if label.startswith("module:"):
+    for model in config.models().values():
+        if model.path.startswith(MODULE):
             raise ValueError(
-                f"open_study: the run was made with a module in memory ({label}); pass "
+                f"open_study: the run was made with a module in memory ({model.path}); pass "
                 "sources=load_sources({'base': ..., 'distilled': ...}, hook_name=...)."
             )
-    models = {"base": config.base, "distilled": config.distilled}
-    return load_sources(models, hook_name=config.hook_name, device=config.device)
-
-
-def _corpus(config: RunConfig, sources: ModelSources) -> Corpus:
-    return corpus_from_text(config.text, sources.tokenizer, data=config.data, seed=config.seed)
+    return load_pair(config)
 
 
 def _check_text(data: dict[str, Any], corpus: Corpus, *, where: Path, may_differ: bool) -> None:

@@ -88,7 +88,7 @@ def _config(name: str, config: RunConfig) -> str:
     objective = ", ".join(f"{term.name} x {term.weight:g}" for term in config.objective) or "default"
     said = (
         f"{config.activation_fn}, {objective}; {config.n_latents} latents at {config.hook_name} of "
-        f"{config.base} and {config.distilled}; seed {config.seed}"
+        f"{' and '.join(model.path for model in config.models().values())}; seed {config.seed}"
     )
     return f"<li><b>{_text(name)}</b>: {_text(said)}</li>"
 

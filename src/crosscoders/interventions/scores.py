@@ -90,17 +90,17 @@ def _batch_sums(
         reconstruction = crosscoder.reconstruct(activations.flatten(0, 1)).view_as(activations)
     found = {}
     for source in crosscoder.sources:
-        model = sources.models[source.name]
         replacement = reconstruction[..., column_slices(crosscoder.sources)[source.name]]
-        clean = model.logits(tokens)[:, :-1][counted].float()
-        targets = tokens[:, 1:][counted].to(clean.device)
         edits = {"spliced": replacement, "ablated": torch.zeros_like(replacement)}
-        logits = {
-            name: spliced_logits(model, tokens, hook_name=source.hook_name, replacement=edit, where=mask)[
-                :, :-1
-            ][counted].float()
-            for name, edit in edits.items()
-        }
+        with sources.on_device(source.name) as model:
+            clean = model.logits(tokens)[:, :-1][counted].float()
+            logits = {
+                name: spliced_logits(model, tokens, hook_name=source.hook_name, replacement=edit, where=mask)[
+                    :, :-1
+                ][counted].float()
+                for name, edit in edits.items()
+            }
+        targets = tokens[:, 1:][counted].to(clean.device)
         parts = [kl_divergence(clean, logits["spliced"])]
         parts += [cross_entropy(each, targets) for each in (clean, logits["spliced"], logits["ablated"])]
         found[source.name] = torch.stack([part.double().sum().cpu() for part in parts])

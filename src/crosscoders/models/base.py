@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crosscoders._typing import typed
 from crosscoders.errors import AdapterMismatchError
 from crosscoders.models.bridge import boot_bridge
+from crosscoders.models.context import check_context
 from crosscoders.models.hooks import (
     ResidualHook,
     StopForward,
@@ -24,6 +25,7 @@ from crosscoders.models.hooks import (
     residual_hook_names,
     text_config,
 )
+from crosscoders.models.model_config import Cut
 from crosscoders.models.trace import TokenTrace, trace_tokens
 
 
@@ -38,7 +40,8 @@ class LanguageModel:
     Sequences are read without an attention mask: a causal model's activation at a position does not depend
     on what stands to its right, so pad on the right and leave the padded positions out afterwards.
 
-    Build it with `load_model`.
+    Build it with `load_model`. A model that was read only up to a hook (`is_truncated`) has that hook and
+    those before it; logits, generation and other hooks raise.
 
     Args:
         name: Name used in messages, and by `load_sources` as the source's name.
@@ -47,6 +50,7 @@ class LanguageModel:
         tokenizer: Its tokenizer, or None.
         model_id: Directory or Hub id it came from; empty for a module.
         revision: Hub commit it came from, if any.
+        cut: Where a model that was read in part ends; None for a whole one.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class LanguageModel:
         tokenizer: Any = None,
         model_id: str = "",
         revision: str | None = None,
+        cut: Cut | None = None,
     ) -> None:
         if hf_model is None and bridge is None:
             raise ValueError(f"LanguageModel {name!r}: expected hf_model or bridge, got neither.")
@@ -66,6 +71,7 @@ class LanguageModel:
         self.revision = revision
         self.tokenizer = tokenizer
         self.hf_model = hf_model
+        self.cut = cut
         self._bridge = bridge
         self.validate()
 
@@ -77,6 +83,7 @@ class LanguageModel:
     @property
     def bridge(self) -> Any:
         """The TransformerBridge, booted from `hf_model` (which it leaves alone) on first use."""
+        self.require_whole("a TransformerBridge")
         if self._bridge is None:
             assert self.hf_model is not None  # __init__ refused a model without either
             if has_own_hooks(self._layers):
@@ -102,8 +109,18 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder layers."""
+        """Number of decoder layers of the whole model, so that "half" means the same for a truncated one."""
+        return self.n_layers_held if self.cut is None else self.cut.n_layers
+
+    @property
+    def n_layers_held(self) -> int:
+        """Number of decoder layers whose weights are there."""
         return int(text_config(self.causal_lm).num_hidden_layers)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether only the part up to a hook was read (`load_model(..., up_to=...)`)."""
+        return self.cut is not None
 
     @property
     def n_ctx(self) -> int:
@@ -132,9 +149,10 @@ class LanguageModel:
             AdapterMismatchError: The layers, the embedding width or the tokenizer's ids do not fit.
         """
         layers = decoder_layers(self.causal_lm)
-        if len(layers) != self.n_layers:
+        expected = self.n_layers if self.cut is None else self.cut.n_layers_held + 1
+        if len(layers) != expected:
             raise AdapterMismatchError(
-                f"model {self.name!r}: config says {self.n_layers} layers, found {len(layers)}."
+                f"model {self.name!r}: config says {expected} layers, found {len(layers)}."
             )
         if self.tokenizer is not None:
             largest = max(self.tokenizer.get_vocab().values())
@@ -143,6 +161,23 @@ class LanguageModel:
                     f"model {self.name!r}: its tokenizer has ids up to {largest}, but the model embeds only "
                     f"{self.n_vocab}; is this the tokenizer of another model?"
                 )
+
+    @typed
+    def require_whole(self, what: str) -> None:
+        """Raise if the model was read only up to a hook.
+
+        Args:
+            what: What needs the whole model, for the message.
+
+        Raises:
+            ValueError: The model is truncated.
+        """
+        if self.cut is not None:
+            raise ValueError(
+                f"model {self.name!r} was read only up to {self.cut.hook_name!r} "
+                f"({self.n_layers_held} of {self.n_layers} layers), and {what} needs more; "
+                "load it without up_to (or with a later hook)."
+            )
 
     @typed
     def resolve_hook(self, hook_name: str) -> str:
@@ -157,15 +192,19 @@ class LanguageModel:
             The full hook name.
 
         Raises:
-            ValueError: The model has no such hook; the message names the nearest ones.
+            ValueError: The model has no such hook (the message names the nearest ones), or was not read as
+                far as it.
         """
         if hook_name == "half":
-            return f"blocks.{self.n_layers // 2}.hook_resid_pre"
+            hook_name = f"blocks.{self.n_layers // 2}.hook_resid_pre"
         residual = parse_residual_hook(hook_name)
         if residual is not None and residual.layer < self.n_layers:
+            if self.cut is not None and not self.cut.holds(residual):
+                self.require_whole(f"hook {hook_name!r}")
             return hook_name
         known = set(residual_hook_names(self.n_layers))
         if residual is None and "hook_resid_p" not in hook_name:
+            self.require_whole(f"hook {hook_name!r} (not one of the residual stream)")
             known |= set(self.bridge.hook_dict)
         if hook_name not in known:
             raise ValueError(
@@ -187,7 +226,8 @@ class LanguageModel:
             For each hook name its activation [batch pos d_model], in the model's dtype, without gradient.
 
         Raises:
-            ValueError: A hook that the model lacks, an id outside the vocabulary, or a too long sequence.
+            ValueError: A hook that the model lacks, an id outside the vocabulary, or a sequence too long
+                for a model without rotary positions (others warn beyond their context).
         """
         if not hook_names:
             raise ValueError(f"model {self.name!r}: capture got no hook names.")
@@ -210,7 +250,11 @@ class LanguageModel:
 
         Returns:
             Logits in the model's dtype, without gradient.
+
+        Raises:
+            ValueError: The model is truncated, or the tokens do not fit it.
         """
+        self.require_whole("the logits")
         self._check_tokens(tokens)
         with torch.no_grad(), evaluation_mode(self.causal_lm):
             return self.causal_lm(input_ids=tokens.to(self.device), use_cache=False).logits
@@ -259,11 +303,7 @@ class LanguageModel:
             raise ValueError(
                 f"model {self.name!r}: got an empty batch of tokens, shape {tuple(tokens.shape)}."
             )
-        if tokens.shape[1] > self.n_ctx:
-            raise ValueError(
-                f"model {self.name!r}: sequences of {tokens.shape[1]} tokens exceed its context of "
-                f"{self.n_ctx}; cut the sequences shorter."
-            )
+        check_context(self, tokens.shape[1])
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.n_vocab:
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crosscoders.models.base import LanguageModel
+from crosscoders.models.context import check_context
 from crosscoders.models.generate import new_cache
 from crosscoders.models.hooks import (
     StopForward,
@@ -65,7 +66,8 @@ class Follower:
             For each hook name [batch pos d_model], without gradient.
 
         Raises:
-            ValueError: A token id outside the vocabulary, or more tokens than the context holds.
+            ValueError: A token id outside the vocabulary, or more tokens than a model without rotary
+                positions holds.
         """
         n_rows, n_total = trace.tokens.shape
         n_past = n_total - trace.n_new
@@ -94,11 +96,7 @@ class Follower:
                 f"model {name!r} is to read along, but token id {int(tokens.max())} lies outside its "
                 f"vocabulary of {self._model.n_vocab}."
             )
-        if int(trace.position_ids.max()) >= self._model.n_ctx:
-            raise ValueError(
-                f"model {name!r} is to read along, but position {int(trace.position_ids.max())} lies outside "
-                f"its context of {self._model.n_ctx}."
-            )
+        check_context(self._model, int(trace.position_ids.max()) + 1)
         mask = None if bool(trace.is_real.all()) else trace.is_real.long().to(device)
         position_ids = trace.position_ids[:, start:].to(device)
         return {"input_ids": tokens.to(device), "attention_mask": mask, "position_ids": position_ids}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.models.base import LanguageModel
+from crosscoders.models.context import check_context
 from crosscoders.models.hooks import evaluation_mode
 
 _DROP_FINISHED_ABOVE = (
@@ -45,7 +46,8 @@ def generate(
         The new tokens of each prompt in the order given; an answer that stopped ends in its stop id.
 
     Raises:
-        ValueError: An empty prompt, one that leaves no room in the context, or sampling without generator.
+        ValueError: An empty prompt, one too long for a model without rotary positions (others warn beyond
+            their context), sampling without generator, or a model that was read only up to a hook.
     """
     _check(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
     if batch_size < 1:
@@ -74,6 +76,7 @@ def _check(
     temperature: float,
     generator: torch.Generator | None,
 ) -> None:
+    model.require_whole("generation")
     if max_new_tokens < 1:
         raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}.")
     if temperature < 0 or (temperature > 0 and generator is None):
@@ -86,11 +89,7 @@ def _check(
             raise ValueError(f"generate: prompt {i} is empty.")
         if min(prompt) < 0 or max(prompt) >= model.n_vocab:
             raise ValueError(f"generate: prompt {i} has ids outside [0, {model.n_vocab}).")
-        if len(prompt) + max_new_tokens > model.n_ctx:
-            raise ValueError(
-                f"generate: prompt {i} has {len(prompt)} tokens, which with max_new_tokens={max_new_tokens} "
-                f"exceeds the context of {model.n_ctx}; shorten either."
-            )
+    check_context(model, max(map(len, prompts)) + max_new_tokens)
 
 
 class _Batch:

@@ -36,6 +36,13 @@ class ResidualHook:
     is_output: bool
 
 
+class CutEnd(nn.Identity):
+    """Stands in a truncated decoder where the final norm was, and passes the residual stream on.
+
+    What it reads is what the first layer that is not there would have read.
+    """
+
+
 def parse_residual_hook(hook_name: str) -> ResidualHook | None:
     """The place that a TransformerLens hook name means, or None if it is no residual-stream hook.
 
@@ -62,7 +69,7 @@ def decoder_layers(hf_model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers of a Hugging Face causal language model.
 
     It is the shallowest `ModuleList` below the model with `config.num_hidden_layers` entries (experts and
-    other lists lie deeper).
+    other lists lie deeper). In a truncated decoder its end (`CutEnd`) follows as one more entry.
 
     Args:
         hf_model: The model.
@@ -82,7 +89,9 @@ def decoder_layers(hf_model: nn.Module) -> nn.ModuleList:
             f"{type(hf_model).__name__}: expected one list of {n_layers} decoder layers, found "
             f"{[name for _, name, _ in shallowest]}; pass a TransformerBridge of this model instead."
         )
-    return shallowest[0][2]
+    layers = shallowest[0][2]
+    end = [module for module in hf_model.modules() if isinstance(module, CutEnd)]
+    return nn.ModuleList([*layers, *end]) if end else layers
 
 
 def text_config(hf_model: Any) -> Any:

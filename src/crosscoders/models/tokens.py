@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.errors import AdapterMismatchError
 
 _IDS_SHOWN = 8
+_CHARACTERS_AT_ONCE = 1 << 20
 
 
 @typed
@@ -65,97 +66,93 @@ def check_tokenizers(tokenizers: Mapping[str, Any]) -> None:
             continue
         changed = changed_ids(reference, tokenizer)
         if changed:
-            shown = ", ".join(f"{i}: {a!r} / {b!r}" for i, (a, b) in list(changed.items())[:_IDS_SHOWN])
             raise AdapterMismatchError(
-                f"one tokenisation feeds all sources, but {len(changed)} token ids differ in meaning between "
-                f"{reference_name!r} and {name!r}: {shown}{', ...' if len(changed) > _IDS_SHOWN else ''}. "
-                "Pass models that share a tokenizer, or modules without tokenizers and token ids of your own "
-                "that avoid these."
+                f"one tokenization feeds all sources, but {len(changed)} token ids differ in meaning between "
+                f"{reference_name!r} and {name!r}: {describe_ids(changed)}. Say what to do with them: "
+                "id_policy='drop' (no model reads them), id_policy='mask' (read, but never served), or an "
+                "IdPolicy with a rule for each."
             )
 
 
-@typed
-def read_texts(path: str | Path) -> list[str]:
-    """Documents of a text file.
+def describe_ids(changed: Mapping[int, tuple[str | None, str | None]]) -> str:
+    """The first of some changed ids with both meanings, for messages.
 
     Args:
-        path: `.txt`: documents are separated by blank lines; `.jsonl`: one object per line with a "text" key.
-
-    Returns:
-        The documents in order, none of them empty.
-
-    Raises:
-        ValueError: Another suffix, a line without text, or a file without documents.
+        changed: As `changed_ids` gives them.
     """
-    file = Path(path)
-    content = file.read_text(encoding="utf-8")
-    if file.suffix == ".txt":
-        texts = [block.strip("\n") for block in _blocks(content)]
-    elif file.suffix == ".jsonl":
-        texts = [
-            _jsonl_text(line, where=f"{file}:{i + 1}")
-            for i, line in enumerate(content.split("\n"))  # JSON text may hold other line breaks
-            if line.strip()
-        ]
-    else:
-        raise ValueError(f"read_texts: expected a .txt or .jsonl file, got {file.name!r}.")
-    if not texts:
-        raise ValueError(f"read_texts: {file} holds no documents.")
-    return texts
-
-
-def _blocks(content: str) -> list[str]:
-    blocks: list[list[str]] = [[]]
-    for line in content.splitlines():
-        if line.strip():
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    return ["\n".join(block) for block in blocks if block]
-
-
-def _jsonl_text(line: str, *, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise ValueError(f"read_texts: {where} is not JSON ({err}).") from err
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f'read_texts: {where} has no text; each line needs a non-empty string under "text".')
-    return text
+    shown = ", ".join(f"{i}: {a!r} / {b!r}" for i, (a, b) in list(changed.items())[:_IDS_SHOWN])
+    return f"{shown}{', ...' if len(changed) > _IDS_SHOWN else ''}"
 
 
 @typed
-def tokenize_texts(texts: Sequence[str], tokenizer: Any, *, append_eos: bool = False) -> list[list[int]]:
+def tokenize_texts(texts: Iterable[str], tokenizer: Any, *, append_eos: bool = False) -> list[list[int]]:
     """Token ids of each document, special tokens added as the tokenizer itself does.
 
     Args:
-        texts: Documents.
+        texts: Documents; an iterator is read about a million characters at a time.
         tokenizer: A transformers tokenizer.
         append_eos: Put the tokenizer's end-of-sequence id after each document that does not end in it.
 
     Returns:
-        One list of ids per document.
+        One list of ids per document. `stream_tokens` gives the same in a ninth of the memory.
 
     Raises:
         ValueError: No documents, a document without tokens, or `append_eos` without an EOS token.
     """
-    if not texts:
-        raise ValueError("tokenize_texts: got no documents.")
-    eos = tokenizer.eos_token_id
-    if append_eos and eos is None:
-        raise ValueError("tokenize_texts: append_eos=True, but the tokenizer has no eos_token.")
-    documents: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
-    for i, document in enumerate(documents):
-        if not document:
-            raise ValueError(f"tokenize_texts: document {i} has no tokens: {texts[i][:40]!r}.")
-        if append_eos and document[-1] != eos:
-            document.append(eos)
-    return documents
+    return [document.tolist() for document in stream_tokens(texts, tokenizer, append_eos=append_eos)]
 
 
 @typed
-def pack_tokens(documents: Sequence[Sequence[int]], *, length: int, pad_id: int) -> Int[Tensor, "batch pos"]:
+def stream_tokens(
+    texts: Iterable[str], tokenizer: Any, *, append_eos: bool = False
+) -> Iterator[Int32[np.ndarray, " pos"]]:
+    """Token ids of each document, one document after the other.
+
+    Args:
+        texts: Documents; an iterator is read about a million characters at a time.
+        tokenizer: A transformers tokenizer.
+        append_eos: Put the tokenizer's end-of-sequence id after each document that does not end in it.
+
+    Returns:
+        An iterator over the ids of each document as int32: four bytes a token where a list takes 36.
+
+    Raises:
+        ValueError: While iterating: no documents, a document without tokens, or `append_eos` without an EOS
+            token.
+    """
+    eos = tokenizer.eos_token_id
+    if append_eos and eos is None:
+        raise ValueError("tokenize_texts: append_eos=True, but the tokenizer has no eos_token.")
+    n_seen = 0
+    for some in _grouped(texts):
+        encoded = tokenizer(some, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+        for text, ids in zip(some, encoded["input_ids"], strict=True):
+            if not ids:
+                raise ValueError(f"tokenize_texts: document {n_seen} has no tokens: {text[:40]!r}.")
+            yield np.array([*ids, eos] if append_eos and ids[-1] != eos else ids, dtype=np.int32)
+            n_seen += 1
+    if not n_seen:
+        raise ValueError("tokenize_texts: got no documents.")
+
+
+def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in groups of about a million characters: an encoding takes some hundred bytes a token."""
+    group: list[str] = []
+    n_characters = 0
+    for text in texts:
+        group.append(text)
+        n_characters += len(text)
+        if n_characters >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, n_characters = [], 0
+    if group:
+        yield group
+
+
+@typed
+def pack_tokens(
+    documents: Sequence[Sequence[int] | np.ndarray], *, length: int, pad_id: int
+) -> Int[Tensor, "batch pos"]:
     """Pack whole documents into rows of equal length, padded on the right.
 
     Best fit in the given order: each document goes into the open row that it fills best, so rows keep the
@@ -164,7 +161,7 @@ def pack_tokens(documents: Sequence[Sequence[int]], *, length: int, pad_id: int)
     `ActivationBuffer(exclude_token_ids=(pad_id, ...))`.
 
     Args:
-        documents: Token ids of each document.
+        documents: Token ids of each document, as lists or NumPy arrays.
         length: Tokens per row.
         pad_id: Id that fills the rest of a row.
 
@@ -178,17 +175,21 @@ def pack_tokens(documents: Sequence[Sequence[int]], *, length: int, pad_id: int)
         raise ValueError(f"pack_tokens: length must be at least 1, got {length}.")
     if not documents:
         raise ValueError("pack_tokens: got no documents.")
-    pieces: list[Sequence[int]] = []
+    pieces: list[Sequence[int] | np.ndarray] = []
     for i, document in enumerate(documents):
-        if not document:
+        if not len(document):
             raise ValueError(f"pack_tokens: document {i} is empty.")
-        pieces += [document[start : start + length] for start in range(0, len(document), length)]
+        is_whole = len(document) <= length  # a slice would be one more object for each document
+        starts = range(0, len(document), length)
+        pieces += [document] if is_whole else [document[start : start + length] for start in starts]
     rows = pack_rows([len(piece) for piece in pieces], length=length)
-    packed = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    packed = np.full((len(rows), length), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
-        ids = [index for piece in row for index in pieces[piece]]
-        packed[i, : len(ids)] = torch.tensor(ids)
-    return packed
+        filled = 0
+        for piece in row:
+            packed[i, filled : filled + len(pieces[piece])] = pieces[piece]
+            filled += len(pieces[piece])
+    return torch.from_numpy(packed)
 
 
 @typed

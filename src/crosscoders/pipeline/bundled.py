@@ -9,10 +9,11 @@ import torch
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import BatchTopK
-from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.harvest import ModelSources
 from crosscoders.losses import AuxK, Reconstruction
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.corpus import Corpus
+from crosscoders.pipeline.pair import load_pair
 from crosscoders.training import TrainerConfig
 from crosscoders.zoo import model_path
 from crosscoders.zoo.arithmetic import sample_problem
@@ -60,11 +61,12 @@ def is_bundled(config: RunConfig) -> bool:
     Raises:
         ValueError: It does, but names other text, or does not say how many tokens to write.
     """
-    if not config.base.startswith(ZOO):
+    base = config.models()["base"].path
+    if not base.startswith(ZOO):
         return False
     if config.text != f"{ZOO}{FAMILY}" or config.data.n_tokens is None:
         raise ValueError(
-            f"models {config.base!r} come with their own text: expected text = '{ZOO}{FAMILY}' and "
+            f"models {base!r} come with their own text: expected text = '{ZOO}{FAMILY}' and "
             f"data.n_tokens, got {config.text!r} and {config.data.n_tokens}; for other text name their "
             "folders (crosscoders.zoo.model_path)."
         )
@@ -78,11 +80,11 @@ def bundled_sources(config: RunConfig) -> ModelSources:
     Args:
         config: A configuration whose models are written `zoo:FAMILY/MEMBER`.
     """
-    models = {
-        name: str(model_path(*label.removeprefix(ZOO).split("/")))
-        for name, label in (("base", config.base), ("distilled", config.distilled))
+    paths = {
+        name: str(model_path(*model.path.removeprefix(ZOO).split("/")))
+        for name, model in config.models().items()
     }
-    return load_sources(models, hook_name=config.hook_name, device=config.device)
+    return load_pair(config, base=paths["base"], distilled=paths["distilled"])
 
 
 def demo_config(out: str, *, seed: int = 0) -> RunConfig:

@@ -121,8 +121,8 @@ def choose_category_latents(
 def _best(scores: Tensor, *, question: str) -> int:
     if bool(scores.isnan().all()):
         raise ValueError(
-            f"choose_category_latents: no latent has a score for {question!r}; the choosing split needs tokens "
-            "answered yes and tokens answered no for each of its words. Hold out more text."
+            f"choose_category_latents: no latent has a score for {question!r}; the choosing split needs "
+            "tokens answered yes and tokens answered no for each of its words. Hold out more text."
         )
     return int(torch.where(scores.isnan(), -torch.inf, scores).argmax())
 

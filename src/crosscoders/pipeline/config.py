@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK, activation_fn_from_dict
@@ -20,6 +20,8 @@ from crosscoders.losses import (
     Reconstruction,
     TanhSparsity,
 )
+from crosscoders.models.id_policy import IdPolicy
+from crosscoders.pipeline.model_config import ModelConfig, check_device_name
 from crosscoders.pipeline.presets import with_preset
 from crosscoders.training import TrainerConfig
 
@@ -44,7 +46,10 @@ class DataConfig:
         batch_tokens: Tokens per training step.
         sequences_per_harvest: Rows that go through the models together.
         buffer_bytes: Memory for shuffling activations.
-        splice_tokens: Held-out tokens per kind of text on which reconstructions are spliced into the models.
+        splice_tokens: Held-out tokens per kind of text on which reconstructions are spliced into the models;
+            0 leaves splicing out, and then each model is read from its files only up to the hook.
+        id_policy: What happens to token ids whose meaning differs between the two tokenizers: "drop", "mask"
+            or rules; None lets such ids raise.
     """
 
     n_tokens: int | None = None
@@ -57,6 +62,7 @@ class DataConfig:
     sequences_per_harvest: int = 32
     buffer_bytes: int = 1 << 28
     splice_tokens: int = 20_000
+    id_policy: IdPolicy | Literal["drop", "mask"] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -66,14 +72,21 @@ class DataConfig:
             "batch_tokens",
             "sequences_per_harvest",
             "buffer_bytes",
-            "splice_tokens",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"DataConfig: {name} must be at least 1, got {getattr(self, name)}.")
         if self.n_tokens is not None and self.n_tokens < 1:
             raise ValueError(f"DataConfig: n_tokens must be at least 1 or left out, got {self.n_tokens}.")
-        if self.skip_positions < 0:
-            raise ValueError(f"DataConfig: skip_positions must not be negative, got {self.skip_positions}.")
+        for name in ("skip_positions", "splice_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DataConfig: {name} must not be negative, got {getattr(self, name)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form of the fields."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.id_policy, IdPolicy):
+            plain["id_policy"] = self.id_policy.to_dict()["rules"]
+        return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +94,23 @@ class TextPart:
     """One file of a mix of texts.
 
     Args:
-        path: `.txt` or `.jsonl` file of documents.
+        path: A file of documents, or the id of a data set, as `stream_texts` reads them.
         weight: Share of the tokens that come from it, relative to the other parts' weights.
         name: What tables call this kind of text; the file's stem if empty.
+        format: "text", "openthoughts" or "chat"; "auto" tells them apart by their keys.
     """
 
     path: str
     weight: float = 1.0
     name: str = ""
+    format: Literal["auto", "text", "openthoughts", "chat"] = "auto"
 
     def __post_init__(self) -> None:
+        formats = ("auto", "text", "openthoughts", "chat")
+        if self.format not in formats:
+            raise ValueError(
+                f"text part {self.path!r}: format must be one of {formats}, got {self.format!r}."
+            )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(
                 f"text part {self.path!r}: weight must be finite and positive, got {self.weight}."
@@ -108,8 +128,8 @@ class RunConfig:
     """One run: two models in, a crosscoder and a table of latents out.
 
     Args:
-        base: Folder or Hub id of the first model (NRN 0), or a label if modules are passed.
-        distilled: Folder or Hub id of the second model (NRN 1), or a label.
+        base: First model (NRN 0): folder or Hub id, a label if modules are passed, or a `ModelConfig`.
+        distilled: Second model (NRN 1), likewise.
         text: `.txt` or `.jsonl` file of documents, a mix of such files, or a label if token ids are passed.
         out: Run folder to create.
         n_latents: Dictionary size.
@@ -122,8 +142,8 @@ class RunConfig:
         training: Optimizer and schedule.
     """
 
-    base: str
-    distilled: str
+    base: str | ModelConfig
+    distilled: str | ModelConfig
     text: str | tuple[TextPart, ...]
     out: str
     n_latents: int
@@ -135,14 +155,28 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainerConfig = field(default_factory=TrainerConfig)
 
+    def __post_init__(self) -> None:
+        if self.n_latents < 1:
+            raise ValueError(f"RunConfig: n_latents must be at least 1, got {self.n_latents}.")
+        self.activation_fn.build(self.n_latents)  # refuses a k that exceeds n_latents
+        check_device_name(self.device, where="RunConfig")
+
+    def models(self) -> dict[str, ModelConfig]:
+        """Both models by source name, a bare path as a `ModelConfig` with its defaults."""
+        given = {"base": self.base, "distilled": self.distilled}
+        return {n: ModelConfig(path=model) if isinstance(model, str) else model for n, model in given.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain form of the run config; `from_dict` inverts it."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("base", "distilled"):
+            if isinstance(plain[name], ModelConfig):
+                plain[name] = dataclasses.asdict(plain[name])
         if not isinstance(self.text, str):
             plain["text"] = [dataclasses.asdict(part) for part in self.text]
         plain["activation_fn"] = self.activation_fn.to_dict()
         plain["objective"] = [{"term": term.name, **dataclasses.asdict(term)} for term in self.objective]
-        plain["data"] = dataclasses.asdict(self.data)
+        plain["data"] = self.data.to_dict()
         plain["training"] = dataclasses.asdict(self.training)
         return plain
 
@@ -153,7 +187,8 @@ class RunConfig:
 
         Args:
             data: Fields by name; `activation_fn`, `objective`, `data` and `training` as tables, `text` as a
-                path or a list of tables. `preset` names values that apply where `data` is silent.
+                path or a list of tables, `base` and `distilled` as paths or tables, `data.id_policy` as a
+                word or a list of rules. `preset` names values that apply where `data` is silent.
 
         Raises:
             ValueError: An unknown key or a missing one, here or in a section; the message lists the known
@@ -168,7 +203,7 @@ class RunConfig:
         if "activation_fn" in values:
             values["activation_fn"] = activation_fn_from_dict(values["activation_fn"], fill_defaults=True)
         values["objective"] = tuple(_loss_term(term) for term in values.get("objective", ()))
-        values["data"] = build_config(DataConfig, values.get("data", {}), where="[data]")
+        values["data"] = build_config(DataConfig, _with_rules(values.get("data", {})), where="[data]")
         values["training"] = build_config(TrainerConfig, values.get("training", {}), where="[training]")
         return build_config(cls, values, where="run config")
 
@@ -243,6 +278,16 @@ def _checked_plain(where: str, value: Any, hint: Any) -> Any:
         return value
     names = [kind.__name__ for kind in accepted] + ["a list"] * bool(tuples)
     raise ValueError(f"{where} must be {' or '.join(sorted(names))}, got {value!r} ({type(value).__name__}).")
+
+
+def _with_rules(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The section [data] with a list of rules made into an `IdPolicy`."""
+    found = data.get("id_policy")
+    if isinstance(found, list | tuple):
+        return {**data, "id_policy": IdPolicy.from_dict({"rules": found})}
+    if found not in (None, "drop", "mask"):
+        raise ValueError(f"[data]: id_policy must be 'drop', 'mask' or a list of rules, got {found!r}.")
+    return dict(data)
 
 
 def _loss_term(data: Mapping[str, Any]) -> LossTerm:

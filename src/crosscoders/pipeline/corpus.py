@@ -1,21 +1,26 @@
 """The tokens of a run: what is trained on, what is held out, and what is known about each held-out token."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from crosscoders._typing import typed
+from crosscoders.errors import AdapterMismatchError
 from crosscoders.harvest import ModelSources
 from crosscoders.latents import TokenBatch
-from crosscoders.models import pack_tokens, read_texts, tokenize_texts
+from crosscoders.models import IdPolicy, check_round_trip, pack_tokens, stream_texts, stream_tokens
 from crosscoders.pipeline.config import DataConfig, TextPart
 from crosscoders.reasoning import lexical_contrasts
+
+_ROUND_TRIP_DOCUMENTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +105,40 @@ def training_batches(corpus: Corpus, data: DataConfig) -> list[Int[Tensor, "_ po
 
 @typed
 def corpus_from_text(
-    text: str | Path | Sequence[TextPart], tokenizer: Any, *, data: DataConfig, seed: int
+    text: str | Path | Sequence[TextPart],
+    tokenizer: Any,
+    *,
+    data: DataConfig,
+    seed: int,
+    id_policy: IdPolicy | None = None,
+    tokenizers: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Tokenize files of documents, hold whole documents out, and pack both parts.
 
     In a mix every part gives its weight's share of the held-out and of the training tokens; without
     `data.n_tokens` there are as many training tokens as the scarcest part allows.
 
+    Some documents of each part are decoded again first: a tokenizer that loses spaces or newlines raises.
+    Ids that `id_policy` drops are taken out of the documents, those that it masks or replaces stay and are
+    neither served nor measured. Where the padding id itself is dropped, the lowest added token without a rule
+    fills the rows, special ones first, and is not served either. Token ids are kept at four bytes each until
+    they are packed at eight.
+
     Args:
-        text: `.txt` (documents between blank lines) or `.jsonl` (a "text" key per line) file, or a mix.
-        tokenizer: The tokenizer of both models.
+        text: A file that `stream_texts` reads, or a mix of such files.
+        tokenizer: The tokenizer of the token ids; its chat template renders chats.
         data: Lengths and sizes.
         seed: Chooses the held-out documents, and the order of all.
+        id_policy: What `resolve_policy` returned for the models' tokenizers.
+        tokenizers: Tokenizer of each source by name; those for which the policy replaces ids are needed to
+            verify the replaced rows.
 
     Returns:
         The packed tokens, with the answers to the lexical questions; one kind of text per part.
 
     Raises:
+        AdapterMismatchError: Text that does not survive the tokenizer, or replaced rows that do not survive
+            their source's.
         ValueError: No tokenizer, one without a token to fill rows with, a mix of no or of equally named
             parts, or too little text to train on after holding some out.
     """
@@ -124,14 +146,10 @@ def corpus_from_text(
         raise ValueError(
             "corpus_from_text: the models came without a tokenizer; pass one to load_sources, or token ids."
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
-        raise ValueError(
-            "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows "
-            "with; set tokenizer.pad_token."
-        )
-    special = tuple(sorted(set(tokenizer.all_special_ids)))
-    parts = _splits(text, tokenizer, data=data, seed=seed, special=special)
+    policy = IdPolicy() if id_policy is None else id_policy
+    pad = _pad_id(tokenizer, policy)
+    special = tuple(sorted({pad, *tokenizer.all_special_ids, *policy.excluded_ids}))
+    parts = _splits(text, tokenizer, data=data, seed=seed, special=special, policy=policy)
     held_out = [pack_tokens(part.held_out, length=data.sequence_length, pad_id=pad) for part in parts]
     train = [document for part in parts for document in part.train]
     if len(parts) > 1:
@@ -139,8 +157,10 @@ def corpus_from_text(
         train = [train[at] for at in order]
     rows = torch.cat(held_out)
     kind = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in held_out]))
+    packed = pack_tokens(train, length=data.sequence_length, pad_id=pad)
+    _check_replaced((packed, rows), policy, tokenizers or {})
     return Corpus(
-        train=pack_tokens(train, length=data.sequence_length, pad_id=pad),
+        train=packed,
         held_out=rows,
         origin=torch.where(torch.isin(rows, torch.tensor(special)), -1, kind[:, None]),
         origins=tuple(part.name for part in parts),
@@ -149,13 +169,51 @@ def corpus_from_text(
     )
 
 
+def _pad_id(tokenizer: Any, policy: IdPolicy) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise ValueError(
+            "corpus_from_text: the tokenizer has neither a padding nor an end-of-text token to fill rows "
+            "with; set tokenizer.pad_token."
+        )
+    if pad not in policy.drop_ids:
+        return pad
+    added = {index: token.special for index, token in tokenizer.added_tokens_decoder.items()}
+    left = sorted(set(added) - set(policy.covered_ids), key=lambda index: (not added[index], index))
+    if not left:
+        raise ValueError(
+            f"corpus_from_text: id_policy drops the padding id {pad}, and the tokenizer has no other added "
+            "token that is left as it is, so nothing can fill rows; mask that id instead, or set "
+            "tokenizer.pad_token to a token that means the same to all models."
+        )
+    return left[0]
+
+
+def _check_replaced(token_rows: Sequence[Tensor], policy: IdPolicy, tokenizers: Mapping[str, Any]) -> None:
+    for source in dict.fromkeys(rule.source for rule in policy.rules if rule.action == "replace"):
+        if tokenizers.get(source) is None:
+            raise ValueError(
+                f"corpus_from_text: id_policy replaces ids for source {source!r}; pass its tokenizer in "
+                f"tokenizers= to verify the replaced rows (got those of {sorted(tokenizers)})."
+            )
+        for tokens in token_rows:
+            report = policy.verify_retokenised(tokens, tokenizers[source], source)
+            if report.n_rows_lost:
+                raise AdapterMismatchError(
+                    f"corpus_from_text: of {report.n_rows} rows in which id_policy replaces ids for source "
+                    f"{source!r}, {report.n_rows_lost} come out different when decoded and encoded again "
+                    f"({report.n_positions_lost} positions; {report.n_positions} were replaced): the neutral "
+                    "token merges with its neighbors. Choose an added token such as '<|fim_pad|>'."
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Split:
     """Documents of one part of the text."""
 
     name: str
-    train: list[list[int]]
-    held_out: list[list[int]]
+    train: list[np.ndarray]
+    held_out: list[np.ndarray]
 
 
 def _splits(
@@ -165,6 +223,7 @@ def _splits(
     data: DataConfig,
     seed: int,
     special: tuple[int, ...],
+    policy: IdPolicy,
 ) -> list[_Split]:
     is_one = isinstance(text, str | Path)
     mix = [TextPart(path=str(text), name="text")] if is_one else list(text)
@@ -175,9 +234,7 @@ def _splits(
     share = [part.weight / sum(part.weight for part in mix) for part in mix]
     pools = []
     for part, fraction in zip(mix, share, strict=True):
-        documents = tokenize_texts(
-            read_texts(part.path), tokenizer, append_eos=tokenizer.eos_token_id is not None
-        )
+        documents = _documents(part, tokenizer, policy)
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
         shuffled = [documents[at] for at in order]
         wanted = max(1, round(fraction * data.held_out_tokens))
@@ -210,11 +267,21 @@ def _splits(
     ]
 
 
-def _n_kept(document: list[int], special: tuple[int, ...]) -> int:
-    return sum(token not in special for token in document)
+def _documents(part: TextPart, tokenizer: Any, policy: IdPolicy) -> list[np.ndarray]:
+    """Token ids of all documents of a part, after a look at whether the first of them survive."""
+    texts = stream_texts(part.path, format=part.format, tokenizer=tokenizer)
+    sample = list(itertools.islice(texts, _ROUND_TRIP_DOCUMENTS))
+    check_round_trip(sample, tokenizer, name=f"corpus_from_text: {part.path}")
+    append_eos = tokenizer.eos_token_id is not None
+    documents = stream_tokens(itertools.chain(sample, texts), tokenizer, append_eos=append_eos)
+    return policy.drop_from(list(documents))
 
 
-def _documents_for(documents: list[list[int]], n_tokens: int, special: tuple[int, ...]) -> int:
+def _n_kept(document: np.ndarray, special: tuple[int, ...]) -> int:
+    return int((~np.isin(document, special)).sum())
+
+
+def _documents_for(documents: list[np.ndarray], n_tokens: int, special: tuple[int, ...]) -> int:
     """How many of the first documents hold `n_tokens` tokens; all of them if they hold fewer."""
     n_seen = 0
     for at, document in enumerate(documents):

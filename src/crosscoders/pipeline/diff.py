@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from crosscoders._typing import typed
 from crosscoders.activation_fns import ActivationFn, BatchTopK
 from crosscoders.losses import LossTerm
+from crosscoders.models.id_policy import IdPolicy
 from crosscoders.pipeline.config import DataConfig, RunConfig
+from crosscoders.pipeline.model_config import ModelConfig
+from crosscoders.pipeline.pair import MODULE
 from crosscoders.pipeline.run import Run, run
 from crosscoders.training import TrainerConfig
 
@@ -29,11 +32,15 @@ def diff(
     training: TrainerConfig | None = None,
     seed: int = 0,
     device: str = "cpu",
+    dtype: str = "float32",
+    id_policy: IdPolicy | Literal["drop", "mask"] | None = None,
+    resume: bool = False,
 ) -> Run:
     """Train a crosscoder on two models that read the same text, and tabulate what differs.
 
     Args:
-        base: Folder, Hub id, Hugging Face module or TransformerBridge of the first model (NRN 0).
+        base: Folder, Hub id, `ModelConfig`, Hugging Face module or TransformerBridge of the first model
+            (NRN 0).
         distilled: The same for the second model (NRN 1).
         text: `.txt` file (documents between blank lines) or `.jsonl` file (a "text" key per line).
         out: Run folder to create.
@@ -47,6 +54,10 @@ def diff(
         training: Optimizer and schedule.
         seed: Everything random derives from it.
         device: Torch device of models and crosscoder.
+        dtype: "float32", "bfloat16" or "float16" of models that are loaded; modules keep theirs.
+        id_policy: What happens to token ids whose meaning differs between the two tokenizers; None gives
+            `data` the word.
+        resume: Go on from the newest checkpoint of an interrupted run in `out`.
 
     Returns:
         The run: `run.summary()`, `run.latents`, `run.crosscoder`, and the folder `run.out`.
@@ -58,9 +69,11 @@ def diff(
     settings = {**vars(data or DataConfig())}
     if n_tokens is not None:
         settings["n_tokens"] = n_tokens
+    if id_policy is not None:
+        settings["id_policy"] = id_policy
     config = RunConfig(
-        base=_label(base),
-        distilled=_label(distilled),
+        base=_named(base, dtype=dtype),
+        distilled=_named(distilled, dtype=dtype),
         text=str(text),
         out=str(out),
         n_latents=n_latents,
@@ -72,8 +85,17 @@ def diff(
         data=DataConfig(**settings),
         training=training or TrainerConfig(),
     )
-    return run(config, base=base, distilled=distilled, tokenizer=tokenizer)
+    first, second = (
+        None if isinstance(model, str | Path | ModelConfig) else model for model in (base, distilled)
+    )
+    return run(config, base=first, distilled=second, tokenizer=tokenizer, resume=resume)
 
 
-def _label(model: Any) -> str:
-    return str(model) if isinstance(model, (str, Path)) else f"module:{type(model).__name__}"
+def _named(model: Any, *, dtype: str) -> str | ModelConfig:
+    """What the configuration says of a model: a bare path where nothing but the path was said."""
+    if isinstance(model, ModelConfig):
+        return model
+    if not isinstance(model, str | Path):
+        return f"{MODULE}{type(model).__name__}"
+    named = ModelConfig(path=str(model), dtype=dtype)
+    return named.path if named == ModelConfig(path=named.path) else named

@@ -9,24 +9,29 @@ from typing import Any
 
 import torch
 
-from crosscoders._io import atomic_write_json, atomic_write_text
+from crosscoders._io import atomic_write_json, atomic_write_text, sha256_file
 from crosscoders._typing import typed
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
 from crosscoders.evaluation import ReconstructionScorer, ReconstructionScores, TokenMeans
-from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.harvest import ModelSources
 from crosscoders.interventions import SpliceScores, splice_scores
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.losses import LossTerm
+from crosscoders.models.context import context_warning
 from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
-from crosscoders.pipeline.corpus import Corpus, corpus_from_text, training_batches
+from crosscoders.pipeline.corpus import Corpus, training_batches
+from crosscoders.pipeline.pair import load_pair, pair_corpus
 from crosscoders.provenance import data_fingerprint, run_record, write_manifest
 from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
 from crosscoders.report.tables import aligned
+from crosscoders.sources import Source
 from crosscoders.training import Callback, History, ProgressBar, Trainer
+from crosscoders.training.warm_start import warm_start as warm_started
 
 log = logging.getLogger(__name__)
 _TOKEN_MEAN_ROWS = 512  # rows of training text behind the table of token means
+_ATTENTION_TOKENS = 256  # on which fast attention is compared with eager attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,7 @@ def fit_crosscoder(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: Path | None = None,
     resume: bool = False,
+    warm_start: Path | str | None = None,
 ) -> Crosscoder:
     """Train a crosscoder on the activations of a corpus.
 
@@ -67,6 +73,8 @@ def fit_crosscoder(
         callbacks: Observers of the training.
         checkpoint_dir: Where checkpoints go, if the config asks for them.
         resume: Go on from the newest checkpoint there; the result is that of a run without interruption.
+        warm_start: Folder of a saved crosscoder to begin with, instead of at random; see
+            `training.warm_start`.
 
     Returns:
         The trained crosscoder in evaluation mode, its threshold calibrated.
@@ -84,14 +92,15 @@ def fit_crosscoder(
         max_norm_multiple=config.data.max_norm_multiple,
         epochs=config.data.epochs,
     )
-    crosscoder = Crosscoder(
-        CrosscoderConfig(
+    if warm_start is None:
+        begin = CrosscoderConfig(
             sources=buffer.sources, n_latents=config.n_latents, activation_fn=config.activation_fn
-        ),
-        generator=generator,
-    ).to(config.device)
-    keep = corpus.kept(batches[0], config.data)
-    crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
+        )
+        crosscoder = Crosscoder(begin, generator=generator).to(config.device)
+        keep = corpus.kept(batches[0], config.data)
+        crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
+    else:
+        crosscoder = _begun_with(warm_start, sources=buffer.sources, config=config)
     training = config.training
     if training.total_tokens is None and buffer.n_tokens is None:
         # How many outliers there are, only running tells: the schedule counts them in.
@@ -105,6 +114,17 @@ def fit_crosscoder(
         trainer.resume(checkpoint_dir)
     trainer.fit(buffer)
     return crosscoder.eval()
+
+
+def _begun_with(path: Path | str, *, sources: Sequence[Source], config: RunConfig) -> Crosscoder:
+    """The saved crosscoder with this run's scales and activation function."""
+    crosscoder = warm_started(path, activation_fn=config.activation_fn, sources=sources)
+    if crosscoder.n_latents != config.n_latents:
+        raise ValueError(
+            f"warm start from {path}: it has {crosscoder.n_latents} latents, the configuration asks for "
+            f"{config.n_latents}; set n_latents={crosscoder.n_latents}."
+        )
+    return crosscoder.to(config.device)
 
 
 @typed
@@ -132,7 +152,12 @@ def measure_reconstruction(
 def measure_splice(
     crosscoder: Crosscoder, sources: ModelSources, corpus: Corpus, config: RunConfig
 ) -> dict[str, dict[str, SpliceScores]]:
-    """KL and cross-entropy per model under the spliced reconstruction, apart for each kind of text."""
+    """KL and cross-entropy per model under the spliced reconstruction, apart for each kind of text.
+
+    Empty if the config asks for no tokens.
+    """
+    if config.data.splice_tokens == 0:
+        return {}
     counted = corpus.counted(config.data)
     found = {}
     for index, name in enumerate(corpus.origins):
@@ -159,6 +184,7 @@ def run_on(
     crosscoder: Crosscoder | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    warm_start: Path | str | None = None,
 ) -> Run:
     """Train (unless a crosscoder is given), measure, and write the run folder.
 
@@ -169,6 +195,7 @@ def run_on(
         crosscoder: Measure this one instead of training.
         callbacks: Observers of the training besides the progress bar and the CSV history.
         resume: Go on from the newest checkpoint of an interrupted run in the same folder.
+        warm_start: Folder of a saved crosscoder to begin with; `run.json` names it.
 
     Returns:
         The run; its folder holds `run.json`, `crosscoder/`, `evaluation.json`, `latents.csv`,
@@ -180,13 +207,18 @@ def run_on(
     out = Path(config.out)
     _claim(out)
     (out / "manifest.json").unlink(missing_ok=True)  # what lies here is no finished run from now on
-    atomic_write_json(
-        out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=_data_record(corpus))
-    )
+    data = {**_data_record(corpus), "warm_start": None if warm_start is None else _origin(warm_start)}
+    atomic_write_json(out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=data))
     if crosscoder is None:
         observers = [ProgressBar(), History(out / "training.csv"), *callbacks]
         crosscoder = fit_crosscoder(
-            sources, corpus, config, callbacks=observers, checkpoint_dir=out / "checkpoints", resume=resume
+            sources,
+            corpus,
+            config,
+            callbacks=observers,
+            checkpoint_dir=out / "checkpoints",
+            resume=resume,
+            warm_start=warm_start,
         )
         crosscoder.save_pretrained(out / "crosscoder")  # whatever happens while it is measured
     crosscoder.eval()
@@ -211,8 +243,12 @@ def run(
     distilled: Any = None,
     tokenizer: Any = None,
     resume: bool = False,
+    warm_start: Path | str | None = None,
 ) -> Run:
-    """Run a configuration: load both models, tokenise the text, then `run_on`.
+    """Run a configuration: load both models, tokenize the text, then `run_on`.
+
+    Without splicing (`data.splice_tokens = 0`) each model is read from its files only up to the hook. The
+    attention of both is compared with eager attention on a few tokens before anything is trained.
 
     Args:
         config: The whole configuration.
@@ -220,20 +256,31 @@ def run(
         distilled: Likewise.
         tokenizer: Needed if modules come without one.
         resume: Go on from the newest checkpoint of an interrupted run in the same folder.
+        warm_start: Folder of a saved crosscoder to begin with; `run.json` names it.
     """
-    models = {
-        "base": base if base is not None else config.base,
-        "distilled": distilled if distilled is not None else config.distilled,
-    }
-    sources = load_sources(models, hook_name=config.hook_name, tokenizer=tokenizer, device=config.device)
-    corpus = corpus_from_text(config.text, sources.tokenizer, data=config.data, seed=config.seed)
-    return run_on(sources, corpus, config, resume=resume)
+    sources = load_pair(
+        config,
+        base=base,
+        distilled=distilled,
+        tokenizer=tokenizer,
+        truncate=config.data.splice_tokens == 0,
+    )
+    context_warning(sources.models, config.data.sequence_length)
+    corpus = pair_corpus(config, sources)
+    errors = sources.check_attention(corpus.train[:1, :_ATTENTION_TOKENS])
+    log.info("attention: relative difference to eager %s", {n: f"{e:.1e}" for n, e in errors.items()})
+    return run_on(sources, corpus, config, resume=resume, warm_start=warm_start)
 
 
 def _claim(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
         raise FileExistsError(f"{out} is neither empty nor the folder of a run; choose another out folder.")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _origin(warm_start: Path | str) -> dict[str, str]:
+    """What a run began with; the digest of an artifact's config covers its weights."""
+    return {"path": str(warm_start), "config_sha256": sha256_file(Path(warm_start) / "config.json")}
 
 
 def _data_record(corpus: Corpus) -> dict[str, Any]:
@@ -313,6 +360,9 @@ def _evaluation_lines(run: Run) -> list[str]:
         "Explained variance (diff = second minus first source) beside a table of token means:",
         *aligned(rows),
     ]
+    if not run.splice:
+        said = "Not spliced into the models (data.splice_tokens = 0): no KL and no CE recovered."
+        return [*lines, "", said]
     splice = [["spliced into", "text", "KL (nats)", "CE clean", "CE spliced", "CE ablated", "CE recovered"]]
     for kind, per_model in run.splice.items():
         for name, s in per_model.items():

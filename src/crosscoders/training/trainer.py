@@ -37,9 +37,9 @@ class Trainer:
     """Trains a crosscoder on any iterable of `[batch, width]` tensors of raw activations.
 
     Override the template methods (`configure_optimizer`, `training_step`, `compute_losses`,
-    `after_optimizer_step`, `evaluate`) to change training; pass callbacks to observe it. No interval of
-    logging, evaluation or checkpoints changes a weight. After `fit` the crosscoder is in eval mode, with its
-    inference threshold, if it has one, calibrated on the last batches.
+    `after_optimizer_step`, `evaluate`) to change training, with the contract of docs/extending.md; pass
+    callbacks to observe it. No interval of logging, evaluation or checkpoints changes a weight. After `fit`
+    the crosscoder is in eval mode, its inference threshold, if any, calibrated on the last batches.
 
     Args:
         crosscoder: The crosscoder to train, in place.
@@ -126,7 +126,7 @@ class Trainer:
         """Constrain weights after each update, without gradient. Protected API: `super()` is not needed."""
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out data. Protected API: override to compute your own; `super()` keeps these.
+        """Metrics on held-out data. Protected API: override for your own; `super()` first keeps these.
 
         Runs in eval mode without gradient and must not change a parameter.
         """
@@ -231,7 +231,7 @@ class Trainer:
         return min(_MAX_DEAD_AFTER_TOKENS, max(1, self._known_total() // 20))
 
     def summary(self) -> dict[str, Any]:
-        """Facts about the run, JSON-ready, to be kept with the weights."""
+        """Facts about the run, JSON-ready, to keep with the weights. Protected API: `super()` first."""
         return {
             "config": self.config.to_dict(),
             "objective": [repr(term) for term in self.objective],

@@ -134,7 +134,7 @@ def geometry_experiment(study: Study, options: GeometryOptions, *, folder: Path)
 
 def _with_control(study: Study, options: GeometryOptions) -> ModelSources:
     """The study's models, and the control where there is one."""
-    label = study.config.base
+    label = study.config.models()["base"].path
     if options.control_model:
         path = options.control_model
     elif label.startswith(_ZOO):
@@ -144,8 +144,15 @@ def _with_control(study: Study, options: GeometryOptions) -> ModelSources:
     hooks = {source.name: source.hook_name for source in study.sources.sources}
     hooks[CONTROL] = hooks[study.base]
     models = {**study.sources.models, CONTROL: path}
+    as_they_are = dict.fromkeys(study.sources.models)
     return load_sources(
-        models, hook_name=hooks, tokenizer=study.sources.tokenizer, device=study.config.device
+        models,
+        hook_name=hooks,
+        tokenizer=study.sources.tokenizer,
+        dtype={**as_they_are, CONTROL: study.config.models()["base"].torch_dtype},
+        device={**as_they_are, CONTROL: study.config.device},
+        id_policy=study.sources.id_policy,
+        onto=study.config.device,
     )
 
 
