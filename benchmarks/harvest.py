@@ -72,7 +72,7 @@ def seconds_of(call: Callable[[], Tensor], *, device: str) -> float:
 
 def main() -> None:
     """Measure and print one line for each way, then ratios and differences."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--config", type=Path, help="config.json (default: 4 layers, d_model 512)")
     parser.add_argument("--rows", type=int, default=8)

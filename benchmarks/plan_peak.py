@@ -79,7 +79,7 @@ def train_and_measure(config: RunConfig, configs: dict[str, Any]) -> None:
 
 def main() -> None:
     """Train for a few steps and print planned and measured peak."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("configs", nargs="+", type=Path, help="one config.json or two")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
