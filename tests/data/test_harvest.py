@@ -282,3 +282,25 @@ def test_attention_error_is_zero_for_a_model_that_is_eager(hf_model: Qwen2ForCau
     model = load_model(hf_model, name="toy")
     assert attention_error(model, random_tokens(2, 9)) == 0.0
     assert attention_error(load_model(model.bridge, name="b"), random_tokens(2, 9)) == 0.0
+
+
+def test_a_source_may_give_the_tokenizer() -> None:
+    first, second = toy_tokenizer(), toy_tokenizer(swapped=(5, 6))
+    models = {
+        "base": load_model(toy_model(), name="a", tokenizer=first),
+        "distilled": load_model(toy_model(seed=1), name="b", tokenizer=second),
+    }
+    assert load_sources(models, id_policy="mask").tokenizer is first
+    assert load_sources(models, id_policy="mask", tokenizer="distilled").tokenizer is second
+    with pytest.raises(ValueError, match=r"only \['base', 'distilled'\] have a tokenizer"):
+        load_sources(models, id_policy="mask", tokenizer="third")
+
+
+def test_attention_is_checked_on_what_the_source_reads() -> None:
+    first, second = toy_model(), toy_model(seed=1)
+    second.resize_token_embeddings(30)
+    rule = IdRule(action="replace", token_ids=(35,), source="small", neutral=7)
+    sources = load_sources({"large": first, "small": second}, id_policy=IdPolicy(rules=(rule,)))
+    tokens = torch.tensor([[4, 35, 6, 8]])
+    assert sources.harvest(tokens).shape == (1, 4, 32)
+    assert set(sources.check_attention(tokens)) == {"large", "small"}

@@ -61,6 +61,7 @@ def test_the_policy_for_ids_survives_its_own_record(id_policy: object) -> None:
         ({"data": {"id_policy": "replace"}}, "id_policy must be 'drop', 'mask' or a list"),
         ({"data": {"id_policy": [{"action": "mask"}]}}, "action and token_ids"),
         ({"data": {"splice_tokens": -1}}, "splice_tokens must not be negative"),
+        ({"data": {"tokenizer": "r1"}}, "tokenizer must be 'base' or 'distilled' or left out, got 'r1'"),
     ],
 )
 def test_what_a_configuration_cannot_mean_is_refused(values: dict, message: str) -> None:
@@ -89,6 +90,6 @@ def test_the_papers_pairs_are_read_in_bfloat16_within_their_context(size: str) -
     config = RunConfig.from_toml(EXAMPLES / "pairs" / f"r1-distill-qwen-{size}.toml")
     assert {model.dtype for model in config.models().values()} == {"bfloat16"}
     assert (config.device, config.n_latents, config.hook_name) == ("cuda", 32_768, "half")
-    assert config.data.id_policy == "mask"
+    assert (config.data.id_policy, config.data.tokenizer) == ("mask", "distilled")
     assert config.data.sequence_length <= 4096
     assert config.data.splice_tokens == (0 if size == "14b" else DataConfig().splice_tokens)

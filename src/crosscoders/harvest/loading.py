@@ -51,7 +51,9 @@ def load_sources(
         models: For each source name a local directory, Hub id, Hugging Face module, TransformerBridge or
             LanguageModel; the order is the order of the columns.
         hook_name: "half", a TransformerLens hook name for all sources, or one per source name.
-        tokenizer: Tokenizer of the token ids; None takes the first model's own, if any has one.
+        tokenizer: Tokenizer that makes the token ids, or the name of the source whose own does (for an R1
+            pair the distilled one, so that `<think>` is one token); None takes the first model's, if any has
+            one.
         dtype: Weights' dtype when loading from a path, for all or by source name; None is float32.
         device: Device on which a model reads, for all or by source name; None is "cpu".
         revision: Hub revision, for all or by source name; only for Hub ids.
@@ -91,13 +93,17 @@ def load_sources(
     }
     _check_offloaded(models, requests, hooks)
     loaded = _load(models, requests, hooks=hooks, truncate=truncate)
-    own = {name: model.tokenizer for name, model in loaded.items()}
-    tokenizers = own if tokenizer is None else {"tokenizer": tokenizer, **own}
+    tokenizers = {name: model.tokenizer for name, model in loaded.items()}
+    if isinstance(tokenizer, str):
+        tokenizer = _tokenizer_of(tokenizer, tokenizers)
+    elif tokenizer is not None:
+        tokenizers = {"tokenizer": tokenizer, **tokenizers}
     policy = resolve_policy(id_policy, tokenizers)
+    first = next((found for found in tokenizers.values() if found is not None), None)
     return ModelSources(
         loaded,
         hook_names={name: model.resolve_hook(hooks[name]) for name, model in loaded.items()},
-        tokenizer=next((found for found in tokenizers.values() if found is not None), None),
+        tokenizer=first if tokenizer is None else tokenizer,
         reads_on={
             name: request.device or torch.device("cpu")
             for name, request in requests.items()
@@ -106,6 +112,16 @@ def load_sources(
         id_policy=policy,
         onto=None if onto is None else torch.device(onto),
     )
+
+
+def _tokenizer_of(name: str, tokenizers: Mapping[str, Any]) -> Any:
+    if tokenizers.get(name) is None:
+        having = sorted(source for source, own in tokenizers.items() if own is not None)
+        raise ValueError(
+            f"load_sources: tokenizer={name!r} asks for the one of that source, but of {sorted(tokenizers)} "
+            f"only {having} have a tokenizer; name one of these or pass a tokenizer."
+        )
+    return tokenizers[name]
 
 
 def _by_source(what: str, value: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class DataConfig:
             0 leaves splicing out, and then each model is read from its files only up to the hook.
         id_policy: What happens to token ids whose meaning differs between the two tokenizers: "drop", "mask"
             or rules; None lets such ids raise.
+        tokenizer: "base" or "distilled": whose tokenizer makes the ids; None for the first model's that has
+            one. Only R1's own reads `<think>` as one token.
     """
 
     n_tokens: int | None = None
@@ -63,6 +65,7 @@ class DataConfig:
     buffer_bytes: int = 1 << 28
     splice_tokens: int = 20_000
     id_policy: IdPolicy | Literal["drop", "mask"] | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,6 +80,10 @@ class DataConfig:
                 raise ValueError(f"DataConfig: {name} must be at least 1, got {getattr(self, name)}.")
         if self.n_tokens is not None and self.n_tokens < 1:
             raise ValueError(f"DataConfig: n_tokens must be at least 1 or left out, got {self.n_tokens}.")
+        if self.tokenizer not in (None, "base", "distilled"):
+            raise ValueError(
+                f"DataConfig: tokenizer must be 'base' or 'distilled' or left out, got {self.tokenizer!r}."
+            )
         for name in ("skip_positions", "splice_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"DataConfig: {name} must not be negative, got {getattr(self, name)}.")

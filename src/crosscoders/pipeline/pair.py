@@ -47,7 +47,7 @@ def load_pair(
     return load_sources(
         models,
         hook_name=config.hook_name,
-        tokenizer=tokenizer,
+        tokenizer=config.data.tokenizer if tokenizer is None else tokenizer,
         dtype={name: model.torch_dtype if is_path[name] else None for name, model in wanted.items()},
         device=devices,
         revision={name: model.revision if is_path[name] else None for name, model in wanted.items()},
