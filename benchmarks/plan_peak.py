@@ -93,7 +93,7 @@ def main() -> None:
     configs = {name: read_config(path) for name, path in zip(("base", "distilled"), paths, strict=True)}
     found = plan(config, vram_bytes=80 * 10**9, model_configs=configs, dead_fraction=0.0)
     print(found.summary())
-    planned = next(p for p in found.placements if p.name == "both truncated").needs[config.device]
+    planned = next(p for p in found.placements if p.name == "both truncated").needs[found.device]
     if config.device == "cpu":
         train_and_measure(config, configs)
         print(f"planned {shown_bytes(planned)}; the CPU keeps no count of its peak")

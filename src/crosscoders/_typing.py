@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from beartype import beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int, TypeCheckError, jaxtyped
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -41,9 +41,20 @@ def typed(fn: Callable[P, R]) -> Callable[P, R]:
             return bare(*args, **kwargs)
         if checked is None:
             checked = jaxtyped(bare, typechecker=beartype)
-        return checked(*args, **kwargs)
+        try:
+            return checked(*args, **kwargs)
+        except TypeCheckError as err:
+            token = kwargs.get("token")
+            if token is None or isinstance(token, bool):
+                raise
+            raise _without_token(err, token) from None
 
     return shell
+
+
+def _without_token(err: TypeCheckError, token: object) -> TypeCheckError:
+    """The same error without the value of an argument `token`, which the checker would show."""
+    return TypeCheckError(str(err).replace(repr(token), "'...'").replace(str(token), "..."))
 
 
 def _without_checker(fn: Callable[P, R]) -> Callable[P, R]:

@@ -94,9 +94,9 @@ def read_artifact(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: A file is missing, truncated or changed in any byte, a key is unknown or missing, or
             the format version is another one.
     """
-    content = read_header(path)
+    content, stamp = read_header(path), _stamp(Path(path) / WEIGHTS_NAME)
     check_files(path, content)
-    return content, read_tensors(path, content)
+    return content, read_tensors(path, content, stamp=stamp)
 
 
 @typed
@@ -142,8 +142,8 @@ def check_files(path: Path | str, header: Mapping[str, Any]) -> None:
 
 @typed
 def check_weights(
-    path: Path | str, header: Mapping[str, Any], *, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+    path: Path | str, header: Mapping[str, Any], *, n_latents: int, width: int
+) -> tuple[int, ...]:
     """Check all files as `check_files`, then shapes in the weights' own header.
 
     A config can claim any size; this asks the file before anything of that size is made.
@@ -151,14 +151,21 @@ def check_weights(
     Args:
         path: The folder.
         header: What `read_header` gave.
-        shapes: Shapes of some of the tensors.
+        n_latents: Number of latents that the config states.
+        width: Number of columns that it states.
+
+    Returns:
+        The state of the file that was checked, by which `read_tensors` knows that it reads the same.
 
     Raises:
         CheckpointError: A byte changed, the file is no safetensors file, a tensor is missing or of another
             shape, or the tensors are not all of one floating dtype.
     """
-    check_files(path, header)
     weights = Path(path) / WEIGHTS_NAME
+    stamp = _stamp(weights)
+    check_files(path, header)
+    n, w = n_latents, width
+    shapes = {"W_enc": (n, w), "W_dec": (n, w), "b_enc": (n,), "b_dec": (w,), "selection_weight": (n,)}
     found, dtypes = _tensor_headers(weights)
     for key, shape in shapes.items():
         if found.get(key) != shape:
@@ -168,6 +175,7 @@ def check_weights(
             )
     if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
         raise CheckpointError(f"{weights}: tensors should share one of {_DTYPES}, got {sorted(dtypes)}.")
+    return stamp
 
 
 @contextlib.contextmanager
@@ -184,7 +192,11 @@ def config_errors(path: Path | str) -> Iterator[None]:
 
 @typed
 def read_tensors(
-    path: Path | str, header: Mapping[str, Any], *, expected: Mapping[str, Tensor] | None = None
+    path: Path | str,
+    header: Mapping[str, Any],
+    *,
+    expected: Mapping[str, Tensor] | None = None,
+    stamp: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Read the weights of a folder whose files were checked.
 
@@ -192,19 +204,22 @@ def read_tensors(
         path: The folder.
         header: What `read_header` gave.
         expected: State dict of the module that they are for; None to take what is there.
+        stamp: What `check_weights` gave; None if nobody may have changed the file since it was checked.
 
     Returns:
         Tensors by state-dict key.
 
     Raises:
-        CheckpointError: Not readable as safetensors, the threshold differs from the copy in `config.json`, or
-            names, shapes or dtype are not the expected ones.
+        CheckpointError: Not readable as safetensors, the threshold differs from the copy in `config.json`,
+            names, shapes or dtype are not the expected ones, or the file changed since it was checked.
     """
     weights = Path(path) / WEIGHTS_NAME
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as err:
         raise CheckpointError(f"{weights}: not readable as safetensors ({err}).") from err
+    if stamp is not None and _stamp(weights) != stamp:
+        raise CheckpointError(f"{weights}: was replaced or written to while it was read; read it again.")
     stored, copy = _threshold_entry(tensors), header.get(_THRESHOLD)
     if _THRESHOLD in header and stored.get(_THRESHOLD) != copy:
         raise CheckpointError(
@@ -214,6 +229,15 @@ def read_tensors(
     if expected is not None:
         check_tensors(path, expected=expected, got=tensors)
     return tensors
+
+
+def _stamp(weights: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to; () if there is none."""
+    try:
+        state = weights.stat()
+    except OSError:
+        return ()
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def _tensor_headers(weights: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:

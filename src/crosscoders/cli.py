@@ -4,7 +4,8 @@ import argparse
 import logging
 import sys
 import tomllib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return arguments.command(arguments)
     except (ValueError, OSError, CrosscodersError) as err:
         print(f"crosscoders: {err}", file=sys.stderr)
         return 2
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
+    """What concerns the user in one line; the others (deprecations and the like) as Python writes them."""
+    is_ours = category is UserWarning
+    plain = f"crosscoders: warning: {message}\n"
+    sys.stderr.write(plain if is_ours else warnings.formatwarning(message, category, *place[:2]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +118,7 @@ def _add_experiments(commands: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    crosscoder, sources = open_models(arguments.run)
+    crosscoder, sources = open_models(arguments.run, truncate=True)
     print(inspect_text(crosscoder, sources, text=arguments.prompt, n_latents=arguments.n_latents))
     return 0
 
@@ -149,7 +159,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     vram_bytes = parse_bytes(arguments.vram)
-    values = tomllib.loads(arguments.config.read_text(encoding="utf-8")) if arguments.config else {}
+    values = _values(arguments.config)
     base, distilled = arguments.pair or (arguments.base, arguments.distilled)
     if not arguments.config:
         if base is None or distilled is None:
@@ -161,7 +171,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     }
     keys = ("preset", "n_latents", "hook_name", "device")
     values |= {key: value for key in keys if (value := getattr(arguments, key)) is not None}
-    print(plan(RunConfig.from_dict(values), vram_bytes=vram_bytes).summary())
+    print(plan(_run_config(values, arguments.config), vram_bytes=vram_bytes).summary())
     return 0
 
 
@@ -177,6 +187,8 @@ _PLANNED: dict[str, Any] = {
 
 def _with_model(known: Any, path: str | None, *, dtype: str | None) -> Any:
     """A model's table with what the command line says of it; without a configuration it is in bfloat16."""
+    if known is not None and not isinstance(known, str | Mapping):
+        return known  # which RunConfig refuses
     table = {"dtype": "bfloat16"} if known is None else {"path": known} if isinstance(known, str) else known
     said = {"path": path, "dtype": dtype}
     return {**table, **{key: value for key, value in said.items() if value is not None}}
@@ -186,16 +198,29 @@ _RUN_KEYS = ("preset", "base", "distilled", "text", "out", "n_latents", "hook_na
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    values = tomllib.loads(arguments.config.read_text(encoding="utf-8")) if arguments.config else {}
+    values = _values(arguments.config)
     values |= {key: value for key in _RUN_KEYS if (value := getattr(arguments, key)) is not None}
-    if arguments.n_tokens is not None:
+    if arguments.n_tokens is not None and isinstance(values.get("data", {}), Mapping):
         values["data"] = {**values.get("data", {}), "n_tokens": arguments.n_tokens}
-    try:
-        config = RunConfig.from_dict(values)
-    except (TypeError, ValueError) as err:
-        raise ValueError(f"{arguments.config or 'command line'}: {err}") from err
+    config = _run_config(values, arguments.config)
     print(run(config, resume=arguments.resume, warm_start=arguments.warm_start).summary())
     return 0
+
+
+def _values(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"{config}: {err}") from err
+
+
+def _run_config(values: Mapping[str, Any], config: Path | None) -> RunConfig:
+    try:
+        return RunConfig.from_dict(values)
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"{config or 'command line'}: {err}") from err
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crosscoders._io import check_field_types, check_keys
 from crosscoders._typing import typed
-from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict
+from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict, check_same_ranking
 from crosscoders.artifact import check_weights, config_errors, read_header, read_tensors, write_artifact
 from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
@@ -52,9 +52,7 @@ class CrosscoderConfig:
         if self.n_latents < 1:
             raise ValueError(f"CrosscoderConfig: n_latents must be at least 1, got {self.n_latents}.")
         if not self.decoder_init_norm > 0:
-            raise ValueError(
-                f"CrosscoderConfig: decoder_init_norm must be positive, got {self.decoder_init_norm}."
-            )
+            raise ValueError(f"CrosscoderConfig needs decoder_init_norm > 0, got {self.decoder_init_norm}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a JSON-ready dict; `from_dict` inverts it."""
@@ -233,9 +231,6 @@ class Crosscoder(nn.Module):
         Args:
             p: 1 or 2.
             space: "normalized": comparable across sources; "raw": in the units of each model's activations.
-
-        Returns:
-            One norm per latent and source.
         """
         rows = self.W_dec
         if space == "raw" and not self.config.is_folded:
@@ -266,9 +261,7 @@ class Crosscoder(nn.Module):
             ValueError: No such latent or source.
         """
         if not 0 <= latent < self.n_latents:
-            raise ValueError(
-                f"Crosscoder.steering_direction: latent {latent} is outside 0..{self.n_latents - 1}."
-            )
+            raise ValueError(f"steering_direction: latent {latent} is outside 0..{self.n_latents - 1}.")
         vector = self.decoder(source)[latent].detach()
         scale = self.sources[source_index(self.sources, source)].scale
         return vector.clone() if self.config.is_folded else vector / scale
@@ -282,9 +275,21 @@ class Crosscoder(nn.Module):
         return self if self.config.is_folded else self._rescaled(self._scale_row(), is_folded=True)
 
     @typed
-    def unfold(self) -> "Crosscoder":
-        """A new crosscoder whose weights live in normalized space again; inverts `fold`."""
-        return self._rescaled(1 / self._scale_row(), is_folded=False) if self.config.is_folded else self
+    def unfold(self, *, rank_by_norms: bool = False) -> "Crosscoder":
+        """A new crosscoder whose weights live in normalized space again; inverts `fold`.
+
+        Args:
+            rank_by_norms: Allow it where another weight ranks, as in converted files; calibrate anew then.
+
+        Raises:
+            ValueError: Another weight ranks, so that top-k families would select other latents.
+        """
+        if not self.config.is_folded:
+            return self
+        other = self._rescaled(1 / self._scale_row(), is_folded=False)
+        if not rank_by_norms:
+            check_same_ranking(self.selection_weight, other.selection_scale())
+        return other
 
     @typed
     def set_scale(self, sources: Sequence[Source]) -> None:
@@ -354,9 +359,9 @@ class Crosscoder(nn.Module):
         header = read_header(path)
         with config_errors(path):
             config = CrosscoderConfig.from_dict(header["crosscoder"])
-            check_weights(path, header, shapes=_core_shapes(config))
+            stamp = check_weights(path, header, n_latents=config.n_latents, width=width(config.sources))
             crosscoder = cls(config)
-        tensors = read_tensors(path, header, expected=crosscoder.state_dict())
+        tensors = read_tensors(path, header, expected=crosscoder.state_dict(), stamp=stamp)
         crosscoder.to(tensors["W_enc"].dtype).load_state_dict(tensors, strict=True)
         return crosscoder.eval()
 
@@ -393,8 +398,3 @@ def _initial_directions(config: CrosscoderConfig, generator: torch.Generator) ->
         part = torch.randn(config.n_latents, source.d_model, generator=generator)
         parts.append(part * (config.decoder_init_norm / torch.linalg.vector_norm(part, dim=1, keepdim=True)))
     return torch.cat(parts, dim=1)
-
-
-def _core_shapes(config: CrosscoderConfig) -> dict[str, tuple[int, ...]]:
-    n, w = config.n_latents, width(config.sources)
-    return {"W_enc": (n, w), "W_dec": (n, w), "b_enc": (n,), "b_dec": (w,), "selection_weight": (n,)}

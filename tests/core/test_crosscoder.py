@@ -46,6 +46,22 @@ def test_folding_changes_no_firing_and_no_reconstruction(activation_fn: Activati
         assert_close(there(x).reconstruction, crosscoder(x).reconstruction)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_unfold_refuses_another_ranking_and_only_that(dtype: torch.dtype) -> None:
+    folded = ready(BatchTopK(k=3)).to(dtype).fold()
+    assert not folded.unfold().config.is_folded
+    assert not copy.deepcopy(folded).float().unfold().config.is_folded
+    folded.selection_weight[0] *= 1.1
+    with pytest.raises(ValueError, match="would select other latents; pass rank_by_norms=True"):
+        folded.unfold()
+    norms = folded.decoder_norms().sum(dim=1)
+    other = folded.unfold(rank_by_norms=True)
+    torch.testing.assert_close(other.selection_scale(), norms.detach(), rtol=0.02, atol=0)
+    folded.selection_weight.zero_()
+    folded.W_dec.data.zero_()
+    assert not folded.unfold().selection_scale().any()
+
+
 def test_norms_summed_after_folding_would_select_other_latents() -> None:
     """The reason for the stored selection weight: with scales 0.2 and 0.8 the ranking changes."""
     folded = ready(BatchTopK(k=3)).train().fold()

@@ -153,6 +153,26 @@ def test_messages_that_a_template_would_lose_raise(turns, message):
         render_chat(turns, with_template("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
 
 
+def test_a_turn_that_the_template_leaves_out_raises(data_file):
+    """R1's keeps the last of several system texts."""
+    tokenizer = r1_tokenizer(data_file)
+    for answer in (THOUGHT, "It is 5."):
+        turns = [*TURNS[:2], {"role": "system", "content": "Be long."}, {**TURNS[2], "content": answer}]
+        with pytest.raises(ValueError, match=r"leaves out message 0 \('system'\)"):
+            render_chat(turns, tokenizer)
+
+
+def test_a_user_who_writes_the_mark_does_not_lose_the_reasoning(data_file):
+    tokenizer = r1_tokenizer(data_file)
+    for mark in ("crosscoders-turn-1-", "crosscoders-turn-2-", "crosscoders-turn-2-x-"):
+        turns = [TURNS[0], {"role": "user", "content": f"What is {mark}?"}, TURNS[2]]
+        assert render_chat(turns, tokenizer).endswith(f"{USER}What is {mark}?{ASSISTANT}{THOUGHT}{EOS}")
+
+
+def test_a_conversation_that_the_assistant_begins_keeps_its_reasoning(data_file):
+    assert render_chat(TURNS[2:], r1_tokenizer(data_file)) == f"{BOS}{ASSISTANT}{THOUGHT}{EOS}"
+
+
 def test_templates_that_are_missing_broken_or_repeat_themselves_raise():
     with pytest.raises(ValueError, match=r"none; set tokenizer\.chat_template"):
         check_chat_template(toy_tokenizer())

@@ -75,6 +75,10 @@ def test_generation_through_a_bridge_agrees(model: LanguageModel) -> None:
     )
 
 
+def test_no_prompts_have_no_answers(model: LanguageModel) -> None:
+    assert generate(model, [], max_new_tokens=2, stop_ids=()) == []
+
+
 def test_unusable_requests_raise(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate(model, [[4], []], max_new_tokens=2, stop_ids=())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.models import WordLevel
 from torch.testing import assert_close
 from transformers import Qwen2ForCausalLM
 
@@ -299,8 +300,15 @@ def test_a_source_may_give_the_tokenizer() -> None:
 def test_attention_is_checked_on_what_the_source_reads() -> None:
     first, second = toy_model(), toy_model(seed=1)
     second.resize_token_embeddings(30)
-    rule = IdRule(action="replace", token_ids=(35,), source="small", neutral=7)
-    sources = load_sources({"large": first, "small": second}, id_policy=IdPolicy(rules=(rule,)))
+    tokenizer = toy_tokenizer()
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if i < 30}
+    tokenizer.backend_tokenizer.model = WordLevel(vocabulary, unk_token="<unk>")
+    rule = IdRule(action="replace", token_ids=tuple(range(30, 40)), source="small", neutral=7)
+    models = {
+        "large": load_model(first, name="large", tokenizer=toy_tokenizer()),
+        "small": load_model(second, name="small", tokenizer=tokenizer),
+    }
+    sources = load_sources(models, id_policy=IdPolicy(rules=(rule,)))
     tokens = torch.tensor([[4, 35, 6, 8]])
     assert sources.harvest(tokens).shape == (1, 4, 32)
     assert set(sources.check_attention(tokens)) == {"large", "small"}

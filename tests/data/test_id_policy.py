@@ -29,6 +29,10 @@ def replace(*ids: int, source: str = "base", neutral: str | int = 30) -> IdRule:
     return IdRule(action="replace", token_ids=ids, source=source, neutral=neutral)
 
 
+def from_plain(**reading: object) -> IdPolicy:
+    return IdPolicy.from_dict({"rules": [{"action": "replace", "token_ids": [3], **reading}]})
+
+
 def toy_pair(**swaps: tuple[int, int]) -> dict[str, object]:
     return {"base": toy_tokenizer(), "distilled": toy_tokenizer(**(swaps or {"swapped": (5, 9)}))}
 
@@ -88,6 +92,11 @@ def test_dropping_takes_out_every_dropped_id_and_nothing_else(documents: list[li
     as_arrays = policy.drop_from([np.array(d, dtype=np.int32) for d in documents])
     assert [d.tolist() for d in as_arrays] == expected
     assert all(d.dtype == np.int32 for d in as_arrays)
+
+
+def test_ids_beyond_the_documents_dtype_drop_nothing():
+    (kept,) = IdPolicy(rules=(drop(2**40, 5),)).drop_from([np.array([4, 5, 6], dtype=np.int32)])
+    assert (kept.tolist(), kept.dtype) == ([4, 6], np.int32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -170,6 +179,14 @@ def test_dropping_without_two_tokenizers_to_compare_raises():
         (lambda: IdRule(action="mask", token_ids=(1,), source="base"), "belong to 'replace'"),
         (lambda: IdPolicy(rules=(drop(3), mask(3, 4))), "id 3 stands in two rules"),
         (lambda: IdPolicy(rules=(replace(3), replace(3))), "id 3 stands in two rules"),
+        (
+            lambda: IdPolicy(rules=(replace(3), replace(3, source="null"), replace(3, source="null"))),
+            "id 3 stands in two rules",
+        ),
+        (lambda: replace(3, neutral=True), "neutral= must be text or an id"),
+        (lambda: replace(3, neutral=-1), "neutral= must be text or an id"),
+        (lambda: from_plain(source="base", neutral=1.5), "neutral= must be text or an id"),
+        (lambda: from_plain(source=7, neutral=1), "source= must be a name"),
         (lambda: IdPolicy.from_dict({"rules": [], "x": 1}), "one key 'rules'"),
         (lambda: IdPolicy.from_dict({"rules": [{"action": "drop"}]}), "rule 0 must be a table"),
         (

@@ -221,6 +221,39 @@ def test_files_that_are_cut_or_no_text_raise(tmp_path):
             list(stream_texts(tmp_path / name))
 
 
+@pytest.mark.parametrize(("name", "packed"), [("a.jsonl", False), ("a.json", True), ("a.txt", False)])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name, packed):
+    content = {"a.jsonl": '{"text": "one"}\n', "a.json": '[{"text": "one"}]', "a.txt": "one\n"}[name]
+    path = tmp_path / f"{name}{'.gz' if packed else ''}"
+    path.write_bytes((gzip.compress if packed else bytes)(content.encode("utf-8-sig")))
+    assert list(stream_texts(path)) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "9" * 5_000], ids=["nested", "long number"])
+def test_values_that_python_cannot_hold_raise_naming_the_record(tmp_path, name, value):
+    records = ['{"text": "one"}', f'{{"text": "two", "more": {value}}}']
+    joined = "\n".join(records) if name == "a.jsonl" else f"[{','.join(records)}]"
+    (tmp_path / name).write_text(joined)
+    with pytest.raises(ValueError, match=r"a\.json(l:2|: record 1) is not JSON that can be read"):
+        list(stream_texts(tmp_path / name))
+
+
+def test_half_a_surrogate_pair_raises_naming_the_record(tmp_path):
+    half = "\ud83d"  # what is left of an emoji that was cut in two
+    chat = {"messages": [{"role": "user", "content": f"So {half}"}]}
+    for record in ({"text": f"So {half}"}, chat, assistant_says(f"So {half}")):
+        path = written(tmp_path, "a.jsonl", [record])
+        with pytest.raises(ValueError, match=r"a\.jsonl:1.* half of a surrogate pair"):
+            list(stream_texts(path, tokenizer=chatty_tokenizer()))
+
+
+def test_a_file_with_another_suffix_raises_rather_than_being_looked_for_as_a_data_set(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"expected a \.txt or \.jsonl file.*got 'a\.parquet'"):
+        list(stream_texts(tmp_path / "a.parquet"))
+
+
 def test_a_missing_file_is_not_looked_for_elsewhere(tmp_path):
     with pytest.raises(FileNotFoundError):
         list(stream_texts(tmp_path / "absent.jsonl"))

@@ -1,5 +1,7 @@
 """Text in, ids out, the same text back: what a tokenizer must not lose."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from crosscoders.errors import AdapterMismatchError
 from crosscoders.models import check_round_trip, round_trip_loss
+from crosscoders.models.round_trip import differing_positions
 from tests.data.real_tokenizers import qwen_tokenizer, r1_folder, r1_tokenizer, r1_traces
 from tests.data.toy_models import toy_tokenizer
 
@@ -69,3 +72,30 @@ def test_case_and_unknown_words_count_as_loss():
 def test_a_text_that_loses_its_end_differs_where_it_stops():
     report = round_trip_loss(["w5 w6 "], toy_tokenizer())
     assert (report.position, report.expected, report.got) == (5, " ", "")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))
+def test_positions_that_do_not_differ_come_back_in_their_order(row: list[int], other: list[int]) -> None:
+    kept = [token for at, token in enumerate(row) if at not in differing_positions(row, other)]
+    rest = iter(other)
+    assert all(token in rest for token in kept)  # a subsequence
+    assert differing_positions(row, row) == set()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 39), min_size=1, max_size=5))
+def test_each_merged_pair_is_found_and_nothing_else(at: set[int]) -> None:
+    row = [token for place in range(40) for token in (1, 2, 3, 100 + place, 7, 7 + place % 2)]
+    merged = {6 * place + 3 for place in at}
+    other = [999 if p in merged else t for p, t in enumerate(row) if p - 1 not in merged]
+    assert differing_positions(row, other) == merged | {place + 1 for place in merged}
+
+
+def test_long_rows_that_differ_in_many_places_are_compared_in_little_time() -> None:
+    row = [(at * at) % 50 for at in range(60_000)]
+    other = [token for at, token in enumerate(row) if at % 3_000 != 2_999]
+    start = time.process_time()
+    lost = differing_positions(row, other)
+    assert time.process_time() - start < 2  # every pair of equal tokens: hours
+    assert len(lost) == 20

@@ -1,5 +1,6 @@
 """The card says what the config says, survives hostile names, and knows whether it was edited."""
 
+import ast
 import math
 import re
 from pathlib import Path
@@ -107,3 +108,22 @@ def test_only_front_matter_counts_as_a_fresh_card() -> None:
     assert metadata_only("") == {}
     for text in ("# Mine", "---\nlicense: mit\n---\nText", "---\n- a\n---\n", "---\n[\n---\n"):
         assert metadata_only(text) is None
+
+
+def test_a_hostile_sub_folder_stays_text_in_title_and_code(tmp_path: Path) -> None:
+    card = model_card(header(tmp_path), repo_id="a/b", subfolder='x"); boom() # <b>')
+    code = ast.parse(card.split("```python\n")[1].split("```")[0])
+    calls = [node.func for node in ast.walk(code) if isinstance(node, ast.Call)]
+    assert all(getattr(call, "id", "print") == "print" for call in calls)
+    assert "<b>" not in outside_code(card.split("```python")[0])
+
+
+def test_options_and_versions_of_a_header_stay_text(tmp_path: Path) -> None:
+    content, evil = header(tmp_path), "1 | <script>x</script>\n# [a](javascript:x)"
+    plain = [len(row) for row in cells(model_card(content, repo_id="a/b"))]
+    content["library_version"] = evil
+    content["crosscoder"]["activation_fn"]["mode"] = evil  # type: ignore[index]
+    card = model_card(content, repo_id="a/b")
+    assert [len(row) for row in cells(card)] == plain
+    assert "<script" not in outside_code(card)
+    assert "](javascript" not in outside_code(card)

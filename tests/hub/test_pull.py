@@ -290,3 +290,20 @@ def test_the_cache_is_shared_with_huggingface_hub(hub: StandIn, tmp_path: Path) 
     info = scan_cache_dir(constants.HF_HUB_CACHE)
     assert not info.warnings
     assert [(repo.repo_id, sorted(repo.refs)) for repo in info.repos] == [(NAME, ["main"])]
+
+
+def test_a_branch_whose_name_continues_that_of_a_deleted_one_is_pulled(hub: StandIn, tmp_path: Path) -> None:
+    added(hub, tmp_path)
+    branches = hub.repositories[NAME].branches
+    for name in ("sweep", "sweep/k3", "sweep"):
+        branches[name] = branches["main"]
+        assert pull(NAME, revision=name).name == branches["main"]
+
+
+def test_what_the_cache_holds_already_writes_nothing(hub: StandIn, tmp_path: Path) -> None:
+    """So that a cache which may only be read serves what it has."""
+    added(hub, tmp_path)
+    folder = pull(NAME)
+    state = {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    assert pull(NAME) == folder
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == state

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crosscoders.artifact import write_artifact
 from crosscoders.errors import CheckpointError
 from crosscoders.hub import from_pretrained, push_to_hub
 from crosscoders.hub.card import is_unedited
@@ -180,3 +181,16 @@ def test_the_header_of_a_pushed_artifact_holds_what_readers_need(hub: StandIn, t
     assert source["tokenizer_fingerprint"] == "ab" * 32
     assert header["threshold"] == pytest.approx(0.015)
     assert header["training_summary"] == {"steps": 7}
+
+
+def test_a_card_that_the_artifact_itself_lists_is_the_card(hub: StandIn, tmp_path: Path) -> None:
+    """Another in its place would not have the checksum that config.json gives."""
+    crosscoder = toy()
+    tensors = {**crosscoder.state_dict(), "selection_weight": crosscoder.selection_scale()}
+    extra = {"README.md": b"# Mine\n", "notes.txt": b"kept"}
+    write_artifact(tmp_path / "a", config=crosscoder.config.to_dict(), tensors=tensors, extra_files=extra)
+    (tmp_path / "a" / "secret.env").write_text("KEY=1")
+    push_to_hub(tmp_path / "a", NAME)
+    assert {name: hub.files(NAME)[name] for name in extra} == extra
+    assert "secret.env" not in hub.files(NAME)
+    assert torch.equal(from_pretrained(NAME).W_enc, crosscoder.W_enc)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 
 from crosscoders._io import file_entry, write_manifest
 from crosscoders.activation_fns import JumpReLU
-from crosscoders.artifact import read_artifact, read_header
+from crosscoders.artifact import check_weights, read_artifact, read_header, read_tensors
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.errors import CheckpointError
 from tests.hub.toys import header_of, rewrite, saved
@@ -328,3 +329,18 @@ def test_a_shape_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     save_file({"W_enc": torch.zeros(1)}, tmp_path / "one")
     reweighted(tmp_path / "a", (tmp_path / "one").read_bytes())
     refused(tmp_path / "a", "should have shape")
+
+
+@pytest.mark.parametrize("how", [shutil.copy, os.replace], ids=["written", "replaced"])
+def test_weights_that_change_between_check_and_reading_are_refused(
+    how: Callable[[Path, Path], object], tmp_path: Path
+) -> None:
+    """Of the same shape and with a header of their own, so that nothing else tells them apart."""
+    for seed, name in enumerate(("a", "b")):
+        saved(tmp_path / name, seed=seed)
+    header = header_of(tmp_path / "a")
+    stamp = check_weights(tmp_path / "a", header, n_latents=32, width=10)
+    assert read_tensors(tmp_path / "a", header, stamp=stamp).keys() >= {"W_enc"}
+    how(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="while it was read"):
+        read_tensors(tmp_path / "a", header, stamp=stamp)

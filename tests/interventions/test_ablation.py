@@ -14,6 +14,7 @@ from crosscoders.interventions.ablation.codes import latent_contribution, read_c
 from crosscoders.interventions.ablation.effects import AblationEffects, LatentEdit, ablation_effects
 from crosscoders.interventions.ablation.occurrences import choose_occurrences, single_token_id
 from crosscoders.interventions.ablation.replay import replayed_prefix
+from crosscoders.models.id_policy import IdPolicy, IdRule
 from tests.data.toy_models import toy_model, toy_tokenizer
 from tests.interventions.ablation_cases import (
     COLUMNS,
@@ -342,3 +343,18 @@ def test_intervals_of_one_row_are_undefined_and_bad_values_raise(generator: torc
         clustered_mean(torch.tensor([torch.nan]), torch.tensor([0]), generator=generator)
     with pytest.raises(ValueError, match="confidence lie between 0 and 1"):
         clustered_mean(torch.ones(2), torch.arange(2), generator=generator, confidence=1.0)
+
+
+def test_each_source_is_ablated_on_what_it_reads(crosscoder: Crosscoder, sources: ModelSources) -> None:
+    row, position = PLACES[0]
+    replaced = int(TOKENS[row, 0])
+    sources.id_policy = IdPolicy(
+        rules=(IdRule(action="replace", token_ids=(replaced,), source="base", neutral=(replaced + 1) % 40),)
+    )
+    effects = effects_of(crosscoder, sources, e=LatentEdit(latents=SET))
+    read = torch.where(replaced == TOKENS, (replaced + 1) % 40, TOKENS)
+    logits = sources.models["base"].logits(read)[row].double()
+    expected = scores_by_hand(logits, row, position)[0]
+    assert_close(float(effects.clean["base"].logit[0]), expected, rtol=1e-4, atol=1e-4)
+    raw = sources.models["base"].logits(TOKENS)[row].double()
+    assert abs(scores_by_hand(raw, row, position)[0] - expected) > 1e-3

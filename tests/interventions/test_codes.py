@@ -17,6 +17,7 @@ from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.models import LanguageModel, generate, load_model
 from crosscoders.models.follow import Follower
 from crosscoders.models.hooks import residual_hook_names
+from crosscoders.models.id_policy import IdPolicy, IdRule
 from tests.data.toy_models import random_tokens, toy_gpt2, toy_model
 from tests.interventions.steering_cases import (
     HOOKS,
@@ -180,6 +181,23 @@ def test_models_of_unequal_widths_go_in_lockstep_but_not_in_swap() -> None:
     assert_close(stream, x[..., 8:] - f[..., 7:8] * rows[7], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"the widths differ: {'base': 8, 'distilled': 16}"):
         SteeringHook(crosscoder, {7: 1.0}, source="distilled", codes="swap")
+
+
+def test_a_source_reads_its_neutral_token_in_lockstep_as_in_training() -> None:
+    sources = pair()
+    tokens = random_tokens(2, 6)
+    raw = sources.harvest(tokens)
+    sources.id_policy = IdPolicy(
+        rules=(IdRule(action="replace", token_ids=(int(tokens[0, 1]),), source="base", neutral=4),)
+    )
+    crosscoder, x = paired_crosscoder(ReLU()), sources.harvest(tokens)
+    assert not torch.equal(x, raw)  # so that the follower below could be wrong
+    f = crosscoder.encode(x.flatten(0, 1)).detach().view(2, 6, -1)
+    row = crosscoder.steering_direction(7, "distilled")
+    hook = SteeringHook(crosscoder, {7: Ablate()}, source="distilled", sources=sources)
+    with hook.on(sources.models["distilled"]) as model:
+        stream = model.capture(tokens, [HOOKS["distilled"]])[HOOKS["distilled"]]
+    assert_close(stream, x[..., 16:] - f[..., 7:8] * row, rtol=1e-5, atol=1e-5)
 
 
 def sliding_model() -> Qwen2ForCausalLM:

@@ -6,10 +6,13 @@ from jaxtyping import TypeCheckError
 from torch.testing import assert_close
 from transformers import Qwen2ForCausalLM
 
-from crosscoders.interventions import spliced_logits
-from crosscoders.models import LanguageModel, load_model
+from crosscoders.activation_fns import ReLU
+from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
+from crosscoders.harvest import load_sources
+from crosscoders.interventions import splice_scores, spliced_logits
+from crosscoders.models import IdPolicy, IdRule, LanguageModel, load_model
 from crosscoders.models.hooks import residual_hook_names
-from tests.data.toy_models import random_tokens
+from tests.data.toy_models import random_tokens, toy_tokenizer
 
 
 @pytest.mark.parametrize("hook_name", residual_hook_names(3))
@@ -56,3 +59,19 @@ def test_a_replacement_of_another_width_raises(model: LanguageModel) -> None:
     too_long = torch.zeros(2, 8, 16)
     with pytest.raises(TypeCheckError, match="replacement"):
         spliced_logits(model, random_tokens(2, 5), hook_name="half", replacement=too_long)
+
+
+def test_scores_are_of_the_tokens_that_each_source_reads(hf_model: Qwen2ForCausalLM) -> None:
+    tokens = random_tokens(2, 8)
+    tokens[:, 3] = 5
+    rule = IdRule(action="replace", token_ids=(5,), source="replaced", neutral=7)
+    model = load_model(hf_model, name="both", tokenizer=toy_tokenizer())
+    sources = load_sources({"plain": model, "replaced": model}, id_policy=IdPolicy(rules=(rule,)))
+    crosscoder = Crosscoder(CrosscoderConfig(sources=sources.sources, n_latents=8, activation_fn=ReLU()))
+    mask = tokens != 5
+    counted = mask[:, 1:] & mask[:, :-1]
+    scores = splice_scores(crosscoder.eval(), sources, tokens, mask=mask)
+    for name, read in (("plain", tokens), ("replaced", torch.where(tokens == 5, 7, tokens))):
+        logits = sources.models[name].logits(read)[:, :-1][counted]
+        expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][counted])
+        assert scores[name].ce_clean == pytest.approx(float(expected), rel=1e-5)

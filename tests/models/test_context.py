@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM, MptConfig, MptForCausalLM
 
 from crosscoders.models import load_model
 from crosscoders.models.adapters import check_context, context_warning, exceeds_context
@@ -41,3 +42,14 @@ def test_rotary_models_do_run_beyond_their_context_and_the_others_do_not() -> No
         assert torch.isfinite(toy_model()(tokens).logits).all()
         with pytest.raises((IndexError, RuntimeError)):
             toy_gpt2()(tokens)
+
+
+def test_models_without_a_table_of_positions_have_no_context() -> None:
+    config = BloomConfig(vocab_size=40, hidden_size=16, n_layer=3, n_head=2)
+    bloom = load_model(BloomForCausalLM(config), name="alibi")
+    assert bloom.n_ctx is None
+    assert exceeds_context(bloom, 10**6) == "ok"
+    check_context(bloom, 10**6)
+    assert bloom.capture(random_tokens(1, 70), ["half"])["half"].shape == (1, 70, 16)
+    mpt = MptForCausalLM(MptConfig(vocab_size=40, d_model=16, n_layers=3, n_heads=2, max_seq_len=32))
+    assert load_model(mpt, name="mpt").n_ctx == 32

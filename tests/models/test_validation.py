@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from crosscoders.errors import AdapterMismatchError
 from crosscoders.models import LanguageModel, load_model
-from crosscoders.models.adapters import validate_model
+from crosscoders.models.adapters import adapter_for, validate_model
 from tests.data.toy_models import random_tokens, toy_gpt2, toy_model
 from tests.models.derived_configs import narrow_model
 
@@ -238,3 +238,19 @@ def test_inside_an_edit_the_forward_waits() -> None:
     left_over_edit(hf_model)
     with pytest.raises(AdapterMismatchError, match="hidden state 1"):
         validate_model(model)
+
+
+def test_a_model_that_returns_tuples_is_read_all_the_same() -> None:
+    hf_model = toy_model()
+    hf_model.config.return_dict = False
+    validate_model(unchecked(hf_model))
+    assert hf_model.config.return_dict is False
+
+
+def test_weights_without_memory_are_refused_as_such() -> None:
+    with torch.device("meta"):
+        hf_model = type(toy_model())(toy_model().config)
+    with pytest.raises(AdapterMismatchError, match="on the meta device"):
+        validate_model(unchecked(hf_model))
+    hf_model.lm_head.weight = nn.Parameter(hf_model.lm_head.weight.clone())  # as offloading leaves a tie
+    adapter_for(unchecked(hf_model)).check(unchecked(hf_model))

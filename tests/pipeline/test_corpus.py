@@ -10,11 +10,12 @@ import torch
 from tokenizers import pre_tokenizers
 
 from crosscoders.errors import AdapterMismatchError
-from crosscoders.models import IdPolicy, IdRule, pack_tokens, stream_tokens, tokenize_texts
+from crosscoders.harvest import load_sources
+from crosscoders.models import IdPolicy, IdRule, load_model, pack_tokens, stream_tokens, tokenize_texts
 from crosscoders.pipeline.config import DataConfig, TextPart
 from crosscoders.pipeline.corpus import Corpus, corpus_from_text
 from tests.data.real_tokenizers import qwen_tokenizer, r1_tokenizer, r1_traces
-from tests.data.toy_models import toy_tokenizer
+from tests.data.toy_models import toy_model, toy_tokenizer
 
 PAD, EOS = 0, 1
 
@@ -58,6 +59,17 @@ def test_masked_ids_stay_and_are_neither_served_nor_measured(text):
     config = DataConfig(held_out_tokens=100, sequence_length=24)
     assert not bool(masked.counted(config)[is_masked].any())
     assert not bool(masked.kept(masked.train, config)[torch.isin(masked.train, torch.tensor([5, 9]))].any())
+
+
+def test_what_the_sources_exclude_is_not_measured_in_a_corpus_that_does_not_say_so(text):
+    pair = {"base": toy_tokenizer(), "distilled": toy_tokenizer(swapped=(5, 9))}
+    models = {name: load_model(toy_model(), name=name, tokenizer=pair[name]) for name in pair}
+    sources = load_sources(models, id_policy="mask")
+    config = DataConfig(held_out_tokens=100, sequence_length=24)
+    corpus = read(text)
+    measured = torch.cat([batch.token_ids for batch in corpus.held_out_batches(sources, config)])
+    is_other = ~torch.isin(corpus.held_out, torch.tensor([5, 9]))
+    assert torch.equal(measured, corpus.held_out[corpus.counted(config) & is_other])
 
 
 def test_where_the_padding_id_is_dropped_another_special_id_fills_the_rows(text):

@@ -78,6 +78,7 @@ CASES: list[tuple[ActivationFn, dict]] = [
     (BatchTopK(k=4), {}),
     (BatchTopK(k=4), {"precision": "bfloat16", "calibration_batches": 2}),
     (TopK(k=4), {"backend": "dense"}),
+    (BatchTopK(k=4, k_initial=20, anneal_fraction=0.5), {"backend": "dense"}),
     (TopK(k=4), {"backend": "dense", "precision": "bfloat16"}),
     (TopK(k=4), {"max_grad_norm": None}),
     (BatchTopK(k=4), {"backend": "reference", "calibration_batches": 2}),
@@ -164,7 +165,7 @@ def test_placements_add_up_by_device(tmp_path: Path) -> None:
 
 def test_the_verdict_names_the_most_capable_placement_that_fits(tmp_path: Path) -> None:
     config = run_config(**saved_pair(tmp_path), device="cuda", training=TrainerConfig(backend="dense"))
-    needs = {p.name: p.needs["cuda"] + 2_000_000_000 for p in plan(config, vram_bytes=1).placements}
+    needs = {p.name: p.needs["cuda:0"] + 2_000_000_000 for p in plan(config, vram_bytes=1).placements}
     assert list(needs) == ["both whole, spliced", "both truncated", "one after the other"]
     for name, need in needs.items():
         found = plan(config, vram_bytes=need)
@@ -314,6 +315,8 @@ def test_the_command_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--vram", "80"], "number with a unit"),
         (["--vram", "80GB"], "give a config, --pair, or --base and --distilled"),
         (["--vram", "80GB", "--pair", "nowhere", "nowhere"], "nowhere"),
+        (["--vram", "80GB", "--pair", "/nowhere/config.json", "b"], "/nowhere/config.json: no such file"),
+        (["--vram", "9" * 400 + "GB"], "size must be"),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(arguments, message, capsys) -> None:
@@ -333,3 +336,38 @@ def test_the_plan_is_plain_data(tmp_path: Path) -> None:
     found = plan(run_config(**saved_pair(tmp_path)), vram_bytes=10**9)
     assert isinstance(found, Plan)
     assert json.loads(json.dumps(found.to_dict()))["training"]["parameters"] == found.training.parameters
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("base = 3", "run.toml: run config: base must be"),
+        ("[[base]]\npath = 'x'", "run.toml: run config: base must be"),
+        ("base = 'x'\ndata = 3", "run.toml: [data] must be a table, got 3"),
+        ("base = ", "run.toml: "),
+    ],
+)
+def test_a_malformed_configuration_is_named(line: str, message: str, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f"distilled = 'b'\ntext = 't'\nout = 'o'\nn_latents = 8\n{line}\n")
+    for arguments in (["plan", str(file), "--vram", "1GB"], ["run", str(file)]):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_hooks_off_the_residual_stream_are_not_planned(tmp_path: Path) -> None:
+    for hook_name in ("nonsense", "blocks.1.mlp.hook_post"):
+        with pytest.raises(ValueError, match=f"plan: hook_name '{hook_name}' is none of the residual stream"):
+            plan(run_config(**saved_pair(tmp_path), hook_name=hook_name), vram_bytes=10**9)
+
+
+def test_cuda_and_its_first_device_are_one(tmp_path: Path) -> None:
+    paths = saved_pair(tmp_path)
+    config = run_config(
+        base=ModelConfig(path=paths["base"], device="cuda:0"), distilled=paths["distilled"], device="cuda",
+        training=TrainerConfig(backend="dense"),
+    )  # fmt: skip
+    found = plan(config, vram_bytes=10**9)
+    plain = plan(dataclasses.replace(config, base=paths["base"]), vram_bytes=10**9)
+    assert [p.needs for p in found.placements] == [p.needs for p in plain.placements]
+    assert set(plain.placements[0].needs) == {"cpu", "cuda:0"}

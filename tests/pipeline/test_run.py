@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -212,8 +213,10 @@ def test_without_splicing_the_models_are_read_up_to_the_hook_and_the_summary_say
         Crosscoder.from_pretrained(tmp_path / n / "crosscoder") for n in ("with", "without")
     )
     assert torch.equal(spliced.W_dec, not_spliced.W_dec)
-    reopened = open_models(tmp_path / "without")[1]
-    assert not reopened.models["base"].is_truncated  # experiments read whole models
+    for truncate in (False, True):
+        reopened = open_models(tmp_path / "without", truncate=truncate)[1]
+        assert reopened.models["base"].is_truncated == truncate
+    assert main(["inspect", str(tmp_path / "without"), "--prompt", "w5 w9"]) == 0
 
 
 def test_models_as_tables_offloaded_and_in_bfloat16_run_and_are_recorded(pair, tmp_path):
@@ -277,3 +280,26 @@ def test_a_warm_start_begins_with_the_saved_weights_and_is_recorded(pair, tmp_pa
     file.write_text(config_text(pair, tmp_path / "c").replace("n_latents = 64", "n_latents = 32"))
     assert main(["run", str(file), "--warm-start", saved]) != 0
     assert "it has 64 latents" in capsys.readouterr().err
+
+
+def test_resuming_forgets_no_warm_start_and_a_mistyped_one_spoils_no_finished_run(pair, tmp_path, capsys):
+    file, saved = tmp_path / "run.toml", str(tmp_path / "a" / "crosscoder")
+    for name, arguments in (("a", []), ("b", ["--warm-start", saved]), ("b", ["--resume"])):
+        file.write_text(config_text(pair, tmp_path / name) + "checkpoint_every_steps = 5\n")
+        assert main(["run", str(file), *arguments]) == 0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["data"]["warm_start"]["path"] == saved
+    assert main(["run", str(file), "--warm-start", str(tmp_path / "nowhere")]) == 2
+    assert "warm start from" in capsys.readouterr().err
+    assert (tmp_path / "b" / "manifest.json").exists()
+
+
+def test_a_warning_of_a_run_is_one_line(pair, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    text = config_text(pair, tmp_path / "a").replace("sequence_length = 64", "sequence_length = 600")
+    file.write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["run", str(file)]) == 0
+    printed = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("crosscoders: warning: sequences of 600 tokens exceed") for line in printed)
+    assert not any("UserWarning" in line for line in printed)

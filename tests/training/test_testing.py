@@ -88,6 +88,10 @@ def counting(module: Broken, x: Tensor) -> Tensor:
     return x.relu() * module.own
 
 
+def only_in_eval(module: Broken, x: Tensor) -> Tensor:
+    return (x.relu() if module.training else x.relu_()) * module.own
+
+
 def private_state(module: Broken, x: Tensor) -> Tensor:
     """Scales by how often `set_progress` was called on this very object."""
     return x.relu() * module.own * (1.0 if module.training else 1.0 + module.count)
@@ -102,6 +106,9 @@ BROKEN: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "negative": (lambda m, x: x, "latents are negative"),
     "order": (unordered, "sparse entries are not in order"),
     "no gradient": (lambda m, x: x.detach().relu() * m.own, "no gradient reaches the pre-activations"),
+    "no graph": (lambda m, x: x.detach().relu(), "no gradient reaches the pre-activations"),
+    "in place": (lambda m, x: x.relu_() * m.own, "forward changes the pre-activations or the scale"),
+    "in place in eval": (only_in_eval, "forward changes the pre-activations or the scale"),
     "idle parameter": (lambda m, x: x.relu(), "no gradient reaches the parameter 'own'"),
     "memory": (lambda m, x: x.relu() * m.own * (1 + m.count), "set_progress depends on what was set before"),
     "the batch": (lambda m, x: x.relu() * m.own * (x > x.mean()), "depend on the rest of the batch"),
@@ -245,6 +252,36 @@ class Forgetful(Trainer):
         self.crosscoder.b_dec.add_(0.01 * self.count)
 
 
+class Periodic(Trainer):
+    """Does something every third step by a count of its own, which no checkpoint holds."""
+
+    count = 0
+
+    def after_optimizer_step(self) -> None:
+        self.count += 1
+        if self.count % 3 == 0:
+            self.crosscoder.b_dec.add_(0.01)
+
+
+class Careless(Trainer):
+    """Stores what it counts, and does not take it back."""
+
+    count = 0
+
+    def after_optimizer_step(self) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mine": {"counts": [self.count]}}
+
+
+class KeepsFunctions(Trainer):
+    """Its state cannot even be written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mine": lambda: None}
+
+
 class Global(Trainer):
     """Draws from the global generator."""
 
@@ -309,6 +346,9 @@ BROKEN_TRAINERS: list[tuple[Callable[[], Trainer], str]] = [
     (with_frozen_bias, "no gradient reaches the parameter 'b_dec'"),
     (lambda: toy_trainer(callbacks=[Tamper()]), "Tamper changes a parameter"),
     (lambda: toy_trainer(cls=Forgetful), "a resumed run ends on other weights"),
+    (lambda: toy_trainer(cls=Periodic), "a resumed run ends on other weights"),
+    (lambda: toy_trainer(cls=Careless), r"a resumed run ends with another \['mine'\] in its state"),
+    (lambda: toy_trainer(cls=KeepsFunctions), "state_dict holds more than"),
     (lambda: toy_trainer(cls=Global), "two runs end on different weights"),
     (lambda: toy_trainer(cls=TellsAnother), "the logged loss"),
     (lambda: toy_trainer(cls=Silent), "a logging step has no metrics"),
@@ -333,4 +373,6 @@ def test_each_message_of_the_checks_has_something_that_earns_it() -> None:
     assert never_raised(check_activation_fn, errors) == ["the compiled module gives other latents"]
     errors = [error_of(lambda make=make: check_trainer(make, toy_batches(6))) for make, _ in BROKEN_TRAINERS]
     errors.append(error_of(lambda: check_trainer(toy_trainer, toy_batches(3))))
+    one = toy_trainer()
+    errors.append(error_of(lambda: check_trainer(lambda: one, toy_batches(6))))
     assert never_raised(check_trainer, errors) == []

@@ -207,6 +207,14 @@ class InfiniteGradient(Term):
         return dense.sqrt().sum() / output.inputs.shape[0]
 
 
+class NormOfLatents(Term):
+    """Has no gradient where nothing fires: a square root at zero."""
+
+    def part(self, output: CrosscoderOutput) -> Tensor:
+        dense = output.latents if isinstance(output.latents, Tensor) else output.latents.to_dense()
+        return dense.square().sum(dim=1).sqrt().mean()
+
+
 class OwnGradient(Term):
     """Sends a gradient of its own, past its weight."""
 
@@ -280,6 +288,7 @@ BROKEN: list[tuple[type[Term], str]] = [
     (Detached, "the value has no gradient"),
     (Flat, "no gradient reaches a parameter"),
     (InfiniteGradient, "is not finite"),
+    (NormOfLatents, r"gradient of \[.*\] is not finite where no latent fires"),
     (OwnGradient, "though the weight is 0"),
     (SumOfStored, "dense and sparse latents give another value"),
     (DetachedSparse, "dense and sparse latents give another gradient"),

@@ -109,6 +109,26 @@ def test_a_threshold_that_still_holds_is_kept() -> None:
     torch.testing.assert_close(warm.reconstruct(toy_rows()), old.reconstruct(toy_rows()))
 
 
+@pytest.mark.parametrize("activation_fn", [TopK(k=3), BatchTopK(k=3)], ids=kind_of)
+def test_another_ranking_is_not_lost_in_silence(activation_fn: ActivationFn, tmp_path: Path) -> None:
+    """As an artifact that was converted from another library may have one."""
+    folded, x = trained(activation_fn).fold(), toy_rows(512)
+    folded.selection_weight.fill_(1.0)
+    folded.save_pretrained(tmp_path / "converted")
+    before = dense(folded.encode(x)) != 0
+    with pytest.raises(ValueError, match="would select other latents; pass rank_by_norms=True"):
+        warm_start(tmp_path / "converted")
+    warm = warm_start(tmp_path / "converted", rank_by_norms=True)
+    if isinstance(activation_fn, BatchTopK):  # its threshold was in units of the other weight
+        with pytest.raises(ValueError, match="needs a threshold"):
+            warm.encode(x)
+        warm.activation.calibrate(torch.tensor([0.5]))
+    assert not torch.equal(dense(warm.encode(x)) != 0, before)
+    torch.testing.assert_close(warm.pre_activations(x), folded.pre_activations(x))
+    kept = warm_start(trained(activation_fn).fold(), rank_by_norms=True)
+    torch.testing.assert_close(dense(kept.encode(x)), dense(trained(activation_fn).encode(x)))
+
+
 def test_learned_thresholds_survive_another_bandwidth_and_other_scales() -> None:
     old = trained(JumpReLU(bandwidth=2.0))
     warm = warm_start(old, activation_fn=JumpReLU(bandwidth=1.0), sources=OTHER_SCALES)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -137,6 +138,21 @@ def check_k(kind: str, *, k: int, n_latents: int, k_initial: int | None) -> None
     for name, value in (("k", k), ("k_initial", k_initial)):
         if value is not None and value > n_latents:
             raise ValueError(f"{kind} keeps {name}={value} latents but the crosscoder has only {n_latents}.")
+
+
+def check_same_ranking(stored: Tensor, summed: Tensor) -> None:
+    """Raise ValueError if a stored selection weight is not the summed decoder norms, up to rounding."""
+    if not ranks_alike(stored, summed):
+        raise ValueError(
+            "Crosscoder.unfold: this crosscoder ranks latents by a selection weight that is not the sum of "
+            "their decoder norms, as another library trained it; unfolded, top-k families would select other "
+            "latents; pass rank_by_norms=True to rank by the norms from now on."
+        )
+
+
+def ranks_alike(stored: Tensor, summed: Tensor) -> bool:
+    """Whether two selection weights are equal to 1%, which folding in bfloat16 may change."""
+    return torch.allclose(stored.float(), summed.float(), rtol=1e-2, atol=0.0)
 
 
 def check_k_schedule(kind: str, *, k: int, k_initial: int | None, anneal_fraction: float) -> None:

@@ -70,11 +70,12 @@ def open_study(
 
 
 @typed
-def open_models(run: str | Path) -> tuple[Crosscoder, ModelSources]:
+def open_models(run: str | Path, *, truncate: bool = False) -> tuple[Crosscoder, ModelSources]:
     """The crosscoder and the models of a run folder, without its text.
 
     Args:
         run: Folder that `crosscoders run`, `crosscoders demo` or `diff` wrote.
+        truncate: Read the models only up to the hook, where no logits are needed.
 
     Returns:
         The crosscoder in evaluation mode, and the models.
@@ -85,7 +86,7 @@ def open_models(run: str | Path) -> tuple[Crosscoder, ModelSources]:
         CheckpointError: The crosscoder's files were changed.
     """
     _, config = _record(Path(run))
-    return _crosscoder(Path(run), config), _sources(config)
+    return _crosscoder(Path(run), config), _sources(config, truncate=truncate)
 
 
 def _record(folder: Path) -> tuple[dict[str, Any], RunConfig]:
@@ -100,7 +101,7 @@ def _crosscoder(folder: Path, config: RunConfig) -> Crosscoder:
     return Crosscoder.from_pretrained(folder / "crosscoder").to(config.device)
 
 
-def _sources(config: RunConfig) -> ModelSources:
+def _sources(config: RunConfig, *, truncate: bool = False) -> ModelSources:
     if is_bundled(config):
         return bundled_sources(config)
     for model in config.models().values():
@@ -109,7 +110,7 @@ def _sources(config: RunConfig) -> ModelSources:
                 f"open_study: the run was made with a module in memory ({model.path}); pass "
                 "sources=load_sources({'base': ..., 'distilled': ...}, hook_name=...)."
             )
-    return load_pair(config)
+    return load_pair(config, truncate=truncate)
 
 
 def _check_text(data: dict[str, Any], corpus: Corpus, *, where: Path, may_differ: bool) -> None:

@@ -107,6 +107,16 @@ class ModelSources:
             _check_finite(source, activations[..., columns])
         return activations
 
+    @typed
+    def tokens_for(self, name: str, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """The ids that a source reads: the tokens themselves, but for a "replace" rule of `id_policy`.
+
+        Args:
+            name: Name of the source.
+            tokens: Token ids as all sources get them.
+        """
+        return tokens if self.id_policy is None else self.id_policy.tokens_for(name, tokens)
+
     @contextmanager
     def on_device(self, name: str) -> Iterator[LanguageModel]:
         """A source's model, with its weights on the device on which it reads while the block runs.
@@ -140,7 +150,8 @@ class ModelSources:
         errors = {}
         for source in self.sources:
             with self.on_device(source.name) as model:
-                errors[source.name] = attention_error(model, tokens, hook_name=source.hook_name)
+                read = self.tokens_for(source.name, tokens)
+                errors[source.name] = attention_error(model, read, hook_name=source.hook_name)
             tolerance = _ATTENTION_TOLERANCE.get(model.dtype, 0.0)
             if not errors[source.name] <= tolerance:
                 raise AdapterMismatchError(
@@ -164,7 +175,7 @@ class ModelSources:
         """Sources that one forward serves, and what it reads: the same weights on the same ids."""
         readings: dict[tuple[int, int], tuple[list[str], Tensor]] = {}
         for source in self.sources:
-            read = tokens if self.id_policy is None else self.id_policy.tokens_for(source.name, tokens)
+            read = self.tokens_for(source.name, tokens)
             lm = id(self.models[source.name].causal_lm)
             same = (at for at, (_, other) in readings.items() if at[0] == lm and torch.equal(other, read))
             names, _ = readings.setdefault(next(same, (lm, len(readings))), ([], read))

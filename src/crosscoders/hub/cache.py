@@ -1,5 +1,6 @@
 """The cache that `huggingface_hub` keeps: `<cache>/models--owner--name/` with refs, snapshots and blobs."""
 
+import contextlib
 from pathlib import Path
 
 from crosscoders._io import atomic_write_text, is_member_name, parse_json
@@ -31,9 +32,14 @@ def commit_of(folder: Path) -> str:
 
 
 def remember_revision(repo: Path, revision: str, *, commit: str) -> None:
-    """Note which commit a branch or tag was, for the time without a network."""
-    if not is_commit(revision):
-        path = repo / "refs" / revision
+    """Note which commit a branch or tag was, for the time without a network.
+
+    Of "a" and "a/b", which a repository cannot have at once, the cache has room for the first alone.
+    """
+    if known_commit(repo, revision) == commit:
+        return
+    path = repo / "refs" / revision
+    with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, commit)
 

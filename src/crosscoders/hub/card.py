@@ -1,6 +1,7 @@
 """The model card: what a reader needs to load a crosscoder and to judge what it was measured on."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,20 +98,21 @@ def _summary(header: Mapping[str, Any], *, title: str) -> str:
     names = ", ".join(_code(source["name"]) for source in crosscoder["sources"])
     fn = crosscoder["activation_fn"]
     options = ", ".join(
-        f"{key} = {value}" for key, value in fn.items() if key != "kind" and value is not None
+        _plain(f"{key} = {value}") for key, value in fn.items() if key != "kind" and value is not None
     )
+    version = _plain(header["library_version"])
     rows = [
         ["latents", f"{crosscoder['n_latents']:,}"],
         ["activation function", _code(fn["kind"]) + (f" ({options})" if options else "")],
         *([["threshold", f"{header['threshold']:.6g}"]] if "threshold" in header else []),
         ["scales", "folded into the weights" if crosscoder["is_folded"] else "kept beside the weights"],
-        ["written by", f"crosscoders {header['library_version']}, format {header['format_version']}"],
+        ["written by", f"crosscoders {version}, format {header['format_version']}"],
     ]
     intro = (
         f"A sparse crosscoder over the activations of {names}: one dictionary of latents, each with a "
         "decoder vector in each source. It is an artifact of the Python library `crosscoders`."
     )
-    return f"# {title}\n\n{intro}\n\n" + _table(["", ""], rows)
+    return f"# {_plain(title)}\n\n{intro}\n\n" + _table(["", ""], rows)
 
 
 def _sources_table(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -141,7 +143,7 @@ def _model(model_id: str) -> str:
 
 
 def _usage(sources: Sequence[Mapping[str, Any]], *, repo_id: str, subfolder: str) -> str:
-    inside = f', subfolder="{subfolder}"' if subfolder else ""
+    inside = f", subfolder={json.dumps(subfolder)}" if subfolder else ""
     names = ", then ".join(_code(source["name"]) for source in sources)
     width = sum(source["d_model"] for source in sources)
     return (

@@ -1,13 +1,12 @@
 """Turn a crosscoder of another library into an artifact of this one; the one place that reads `.pt` files."""
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crosscoders._io import FORMAT_NAME, sha256_file
+from crosscoders._io import FORMAT_NAME, parse_json, sha256_file
 from crosscoders._typing import typed
 from crosscoders.errors import CheckpointError
 from crosscoders.hub.formats.files import read_config
@@ -117,7 +116,7 @@ def _scale(arguments: argparse.Namespace) -> list[float] | dict[str, float] | No
             ) from err
     if arguments.scale_file is None:
         return None
-    content = json.loads(arguments.scale_file.read_text(encoding="utf-8"))
+    content = parse_json(arguments.scale_file, arguments.scale_file.read_bytes())
     values = (
         content
         if isinstance(content, list)

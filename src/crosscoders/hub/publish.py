@@ -70,7 +70,7 @@ def push_to_hub(
         staged = _stage(crosscoder, Path(temporary), training_summary=training_summary, evaluation=evaluation)
         before = _prepare(target, private=private, token=token)
         theirs = _check_ours(target, before, new=set(staged.files), token=token)
-        if card:
+        if card and CARD_NAME not in staged.files:  # one that the artifact lists is its card
             staged.files[CARD_NAME] = _card(target, staged, before, token=token)
         message = commit_message or f"Crosscoder with {staged.header['crosscoder']['n_latents']} latents"
         return _commit(target, staged, before, stale=theirs - set(staged.files), message=message, token=token)

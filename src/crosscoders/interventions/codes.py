@@ -1,5 +1,6 @@
 """Where a latent's activation comes from while one source's model runs under an intervention."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -75,16 +76,18 @@ class CodeReader:
         groups = _other_models(self.sources, self.source, target)
         with ExitStack() as stack:
             self._trace = stack.enter_context(target.trace_tokens())
-            self._followers = [
-                (group, Follower(model, list(dict.fromkeys(s.hook_name for s in group))))
-                for model, group in groups
-            ]
+            self._followers = [(group, self._follower(model, group)) for model, group in groups]
             for _, follower in self._followers:
                 stack.enter_context(self._trace.rows_selected(follower.select_rows))
             try:
                 yield
             finally:
                 self._trace, self._followers = None, []
+
+    def _follower(self, model: LanguageModel, group: list[Source]) -> Follower:
+        assert self.sources is not None  # `on` asks only in lockstep
+        read_as = functools.partial(self.sources.tokens_for, group[0].name)
+        return Follower(model, list(dict.fromkeys(s.hook_name for s in group)), read_as=read_as)
 
     @torch.no_grad()
     def latents(self, activation: Tensor) -> Tensor | SparseLatents:
@@ -180,8 +183,10 @@ def _check_models(crosscoder: Crosscoder, sources: ModelSources | None) -> None:
 def _other_models(
     sources: ModelSources, source: Source, target: LanguageModel
 ) -> list[tuple[LanguageModel, list[Source]]]:
-    """Every other source by its model; a model that serves several sources comes once."""
-    groups: dict[int, tuple[LanguageModel, list[Source]]] = {}
+    """Every other source by its model and what it reads; a model that serves several sources comes once."""
+    groups: dict[tuple[int, str], tuple[LanguageModel, list[Source]]] = {}
+    rules = () if sources.id_policy is None else sources.id_policy.rules
+    replaced_for = {rule.source for rule in rules if rule.action == "replace"}
     is_own = sources.models[source.name].causal_lm is target.causal_lm
     for other in sources.sources:
         model = sources.models[other.name]
@@ -196,5 +201,6 @@ def _other_models(
                 f'codes="lockstep": {target.name!r} is edited and is to be read unedited for source '
                 f"{other.name!r}; give load_sources the Hugging Face model instead of one bridge for both."
             )
-        groups.setdefault(id(model.causal_lm), (model, []))[1].append(other)
+        reads_as = other.name if other.name in replaced_for else ""
+        groups.setdefault((id(model.causal_lm), reads_as), (model, []))[1].append(other)
     return list(groups.values())

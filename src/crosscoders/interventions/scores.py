@@ -92,10 +92,11 @@ def _batch_sums(
     for source in crosscoder.sources:
         replacement = reconstruction[..., column_slices(crosscoder.sources)[source.name]]
         edits = {"spliced": replacement, "ablated": torch.zeros_like(replacement)}
+        read = sources.tokens_for(source.name, tokens)
         with sources.on_device(source.name) as model:
-            clean = model.logits(tokens)[:, :-1][counted].float()
+            clean = model.logits(read)[:, :-1][counted].float()
             logits = {
-                name: spliced_logits(model, tokens, hook_name=source.hook_name, replacement=edit, where=mask)[
+                name: spliced_logits(model, read, hook_name=source.hook_name, replacement=edit, where=mask)[
                     :, :-1
                 ][counted].float()
                 for name, edit in edits.items()

@@ -123,9 +123,11 @@ class LanguageModel:
         return self.cut is not None
 
     @property
-    def n_ctx(self) -> int:
-        """Longest sequence that the model was made for."""
-        return int(text_config(self.causal_lm).max_position_embeddings)
+    def n_ctx(self) -> int | None:
+        """Longest sequence that the model was made for; None where its config states none (ALiBi)."""
+        config = text_config(self.causal_lm)
+        stated = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        return next((int(length) for length in stated if length is not None), None)
 
     @property
     def n_vocab(self) -> int:
@@ -257,7 +259,7 @@ class LanguageModel:
         self.require_whole("the logits")
         self._check_tokens(tokens)
         with torch.no_grad(), evaluation_mode(self.causal_lm):
-            return self.causal_lm(input_ids=tokens.to(self.device), use_cache=False).logits
+            return self.causal_lm(input_ids=tokens.to(self.device), use_cache=False, return_dict=True).logits
 
     @contextmanager
     def edit(self, hook_name: str, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -44,12 +44,13 @@ def check_chat_template(tokenizer: Any) -> ChatTemplate:
     Raises:
         ValueError: No chat template, or one that cannot render a question with its answer.
     """
-    thought = f"{_OPEN}\n{_mark(0)}\n{_CLOSE}\n\n5"
+    (mark,) = _marks([{"content": _QUESTION}])
+    thought = f"{_OPEN}\n{mark}\n{_CLOSE}\n\n5"
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": thought}]
     prompt = _apply(turns[:1], tokenizer, add_generation_prompt=True)
     return ChatTemplate(
-        deletes_reasoning=_mark(0) not in _apply(turns, tokenizer),
-        deletes_earlier_reasoning=_mark(0) not in _apply([*turns, turns[0]], tokenizer),
+        deletes_reasoning=mark not in _apply(turns, tokenizer),
+        deletes_earlier_reasoning=mark not in _apply([*turns, turns[0]], tokenizer),
         appends_think=prompt.rstrip().endswith(_OPEN),
     )
 
@@ -73,17 +74,17 @@ def render_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, *, keep_r
 
     Raises:
         ValueError: No messages, a message with other keys or without text, no chat template, one that cannot
-            render these messages, or reasoning that would be lost.
+            render these messages or leaves one out, or reasoning that would be lost.
     """
     turns = [_turn(message, at=at) for at, message in enumerate(messages)]
     if not turns:
         raise ValueError("render_chat: got no messages.")
-    plain = _apply(turns, tokenizer)
-    cut = _cut_turns(turns, plain, tokenizer)
+    plain, marks = _apply(turns, tokenizer), _marks(turns)
+    cut = _cut_turns(turns, plain, tokenizer, marks=marks)
     if not cut:
         return plain
     if keep_reasoning:
-        return _render_whole(turns, tokenizer)
+        return _render_whole(turns, tokenizer, marks=marks)
     raise ValueError(
         f"render_chat: the chat template deletes the reasoning before {_CLOSE} in assistant turn "
         f"{', '.join(str(at) for at in cut)} (counted from 0 over all messages); pass keep_reasoning=True to "
@@ -111,38 +112,46 @@ def _turn(message: Mapping[str, Any], *, at: int) -> dict[str, str]:
     return {key: str(text) for key, text in texts.items()}
 
 
-def _cut_turns(turns: list[dict[str, str]], plain: str, tokenizer: Any) -> list[int]:
+def _cut_turns(turns: list[dict[str, str]], plain: str, tokenizer: Any, *, marks: Sequence[str]) -> list[int]:
     """Assistant turns whose reasoning the template deletes, found with marks in place of the reasoning."""
-    marked, cut = list(turns), []
-    for at, turn in enumerate(turns):
+    marked, bodies = [], []
+    for turn, mark in zip(turns, marks, strict=True):
         reasoning, close, answer = turn["content"].rpartition(_CLOSE)
-        if turn["role"] == "assistant" and reasoning.replace(_OPEN, "").strip():
-            marked[at] = {**turn, "content": f"{_OPEN}\n{_mark(at)}\n{close}{answer}"}
-    rendered = _apply(marked, tokenizer)
-    for at, turn in enumerate(turns):
-        body = turn["content"].rpartition(_CLOSE)[0].strip().removeprefix(_OPEN).strip()
-        if marked[at] is not turn and (_mark(at) not in rendered or body not in plain):
+        is_thought = turn["role"] == "assistant" and bool(reasoning.replace(_OPEN, "").strip())
+        content = f"{_OPEN}\n{mark}\n{close}{answer}" if is_thought else mark
+        marked.append({**turn, "content": content} if turn["content"].strip() else turn)
+        bodies.append(reasoning.strip().removeprefix(_OPEN).strip() if is_thought else None)
+    rendered, cut = _apply(marked, tokenizer), []
+    for at, (turn, mark, body) in enumerate(zip(turns, marks, bodies, strict=True)):
+        is_missing = marked[at] is not turn and mark not in rendered
+        if is_missing and body is None:
+            raise ValueError(
+                f"render_chat: the chat template leaves out message {at} ({turn['role']!r}); put its text "
+                "into another one, for instance all system texts into the first."
+            )
+        if body is not None and (is_missing or body not in plain):
             cut.append(at)
     return cut
 
 
-def _render_whole(turns: list[dict[str, str]], tokenizer: Any) -> str:
+def _render_whole(turns: list[dict[str, str]], tokenizer: Any, *, marks: Sequence[str]) -> str:
     """The template around marks, then the contents in place of the marks."""
     spoken = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
-    marked = [{**turn, "content": _mark(at)} if at in spoken else turn for at, turn in enumerate(turns)]
+    marked = [{**turn, "content": marks[at]} if at in spoken else turn for at, turn in enumerate(turns)]
     last = spoken[-1]
-    before = _apply(marked[:last], tokenizer, add_generation_prompt=True)
-    appended = before[len(before.rstrip().removesuffix(_OPEN)) :] if before.rstrip().endswith(_OPEN) else ""
     whole = _apply(marked, tokenizer)
-    shell = before.removesuffix(appended) + _mark(last) + whole.rpartition(_mark(last))[2]
+    start, _, end = whole.partition(marks[last])
+    before = _apply(marked[:last], tokenizer, add_generation_prompt=True) if last else start
+    appended = before[len(before.rstrip().removesuffix(_OPEN)) :] if before.rstrip().endswith(_OPEN) else ""
+    shell = before.removesuffix(appended) + marks[last] + end
     for at in spoken:
-        counts = (whole.count(_mark(at)), shell.count(_mark(at)))
+        counts = (whole.count(marks[at]), shell.count(marks[at]))
         if counts != (1, 1):
             raise ValueError(
                 f"render_chat: the chat template writes the content of message {at} {max(counts)} times, so "
                 "its reasoning cannot be kept; render the conversation yourself and pass text."
             )
-    contents = {_mark(at): _whole(turns[at]["content"], appended) for at in spoken}
+    contents = {marks[at]: _whole(turns[at]["content"], appended) for at in spoken}
     return re.sub("|".join(contents), lambda found: contents[found[0]], shell)
 
 
@@ -152,8 +161,12 @@ def _whole(content: str, appended: str) -> str:
     return (appended or f"{_OPEN}\n") + content if is_half else content
 
 
-def _mark(at: int) -> str:
-    return f"crosscoders-turn-{at}-"
+def _marks(turns: Sequence[Mapping[str, str]]) -> list[str]:
+    """For each turn a word that no turn contains."""
+    name = "crosscoders-turn"
+    while any(name in turn["content"] for turn in turns):
+        name += "-x"
+    return [f"{name}-{at}-" for at in range(len(turns))]
 
 
 def _apply(turns: Sequence[Mapping[str, str]], tokenizer: Any, *, add_generation_prompt: bool = False) -> str:

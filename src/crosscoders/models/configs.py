@@ -35,6 +35,8 @@ def find_config(model: str | Path, *, revision: str | None = None) -> Any:
         fetched = download_file(str(model), CONFIG_FILE, revision=revision or "main")
     except OSError as err:
         raise OSError(f"{model}: no such file or folder, and not to be had from the Hub: {err}") from err
+    except ValueError as err:
+        raise ValueError(f"{model}: no such file or folder, and no Hub id ({err})") from err
     if fetched is None:
         raise FileNotFoundError(f"{model}: no such file or folder; that repository has no {CONFIG_FILE}.")
     return read_config(fetched)

@@ -29,8 +29,8 @@ class HasContext(Protocol):
         ...
 
     @property
-    def n_ctx(self) -> int:
-        """Longest sequence that the model was made for."""
+    def n_ctx(self) -> int | None:
+        """Longest sequence that the model was made for, if its config states one."""
         ...
 
 
@@ -38,9 +38,10 @@ class HasContext(Protocol):
 def exceeds_context(model: HasContext, n_tokens: int) -> Literal["ok", "beyond", "impossible"]:
     """Whether a sequence fits into a model's context, and if not, whether the model can run all the same.
 
-    The context is `config.max_position_embeddings`. A model with rotary positions (its config has
-    `rope_parameters`) computes a rotation for any position, so it runs beyond its context, at positions that
-    it was not trained for. Any other model is taken to look positions up in a table that ends there (GPT-2).
+    The context is `LanguageModel.n_ctx`; a config without one states no limit. A model with rotary positions
+    (its config has `rope_parameters`) computes a rotation for any position, so it runs beyond its context, at
+    positions that it was not trained for. Any other model is taken to look positions up in a table that ends
+    there (GPT-2).
 
     Args:
         model: The model.
@@ -49,7 +50,7 @@ def exceeds_context(model: HasContext, n_tokens: int) -> Literal["ok", "beyond",
     Returns:
         "ok" within the context, "beyond" past it with rotary positions, "impossible" past it without.
     """
-    if n_tokens <= model.n_ctx:
+    if model.n_ctx is None or n_tokens <= model.n_ctx:
         return "ok"
     return "beyond" if getattr(text_config(model.causal_lm), "rope_parameters", None) else "impossible"
 
@@ -77,6 +78,7 @@ def context_warning(models: Mapping[str, HasContext], sequence_length: int) -> N
                 "cut the sequences shorter."
             )
         if excess == "beyond" and _warned.get(model.causal_lm, 0) < sequence_length:
+            assert model.n_ctx is not None  # a model without a context is never beyond it
             short[name] = model.n_ctx
     if short:
         for name in short:
@@ -102,5 +104,5 @@ def check_context(model: HasContext, n_tokens: int) -> None:
     Raises:
         ValueError: The model has no positions beyond its context.
     """
-    if n_tokens > model.n_ctx:
+    if exceeds_context(model, n_tokens) != "ok":
         context_warning({model.name: model}, n_tokens)

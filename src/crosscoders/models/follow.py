@@ -42,10 +42,18 @@ class Follower:
     Args:
         model: The model to read.
         hook_names: Hooks to read, all of its own.
+        read_as: Gives the ids [batch pos] that this model reads in place of the trace's; None for the same.
     """
 
-    def __init__(self, model: LanguageModel, hook_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        hook_names: Sequence[str],
+        *,
+        read_as: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._model = model
+        self._read_as = read_as
         self._hook_names = [model.resolve_hook(name) for name in hook_names]
         places = [(parse_residual_hook(name), name) for name in self._hook_names]
         self._places = sorted((place, name) for place, name in places if place is not None)
@@ -91,6 +99,7 @@ class Follower:
     def _inputs(self, trace: TokenTrace, *, start: int) -> dict[str, Tensor | None]:
         name, device = self._model.name, self._model.device
         tokens = trace.tokens.where(trace.is_real, 0)[:, start:]
+        tokens = tokens if self._read_as is None else self._read_as(tokens)
         if int(tokens.max()) >= self._model.n_vocab:
             raise ValueError(
                 f"model {name!r} is to read along, but token id {int(tokens.max())} lies outside its "

@@ -89,7 +89,7 @@ def _check(
             raise ValueError(f"generate: prompt {i} is empty.")
         if min(prompt) < 0 or max(prompt) >= model.n_vocab:
             raise ValueError(f"generate: prompt {i} has ids outside [0, {model.n_vocab}).")
-    check_context(model, max(map(len, prompts)) + max_new_tokens)
+    check_context(model, max(map(len, prompts), default=0) + max_new_tokens)
 
 
 class _Batch:

@@ -36,8 +36,8 @@ class IdRule:
             never merge with their neighbors and are the safe choice.
 
     Raises:
-        ValueError: No ids or negative ones, another action, or `source` and `neutral` missing for "replace"
-            or given for another action.
+        ValueError: No ids or negative ones, another action, a neutral token that is neither text nor an id,
+            or `source` and `neutral` missing for "replace" or given for another action.
     """
 
     action: Literal["drop", "mask", "replace"]
@@ -54,6 +54,7 @@ class IdRule:
             )
         object.__setattr__(self, "token_ids", ids)
         is_complete = bool(self.source) and self.neutral is not None
+        _check_reading(self.source, self.neutral)
         if self.action == "replace" and not is_complete:
             raise ValueError(
                 "IdRule: 'replace' needs source= (who reads another token) and neutral= (which one), "
@@ -90,16 +91,17 @@ class IdPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
-        claimed: dict[int, IdRule] = {}
+        claimed: dict[int, list[IdRule]] = {}
         for rule in self.rules:
             for index in rule.token_ids:
-                other = claimed.setdefault(index, rule)
-                both_replace = other.action == rule.action == "replace" and other.source != rule.source
-                if other is not rule and not both_replace:
-                    raise ValueError(
-                        f"IdPolicy: id {index} stands in two rules ({other.action!r} and {rule.action!r}); "
-                        "give each id one, or 'replace' rules for different sources."
-                    )
+                for other in claimed.setdefault(index, []):
+                    both_replace = other.action == rule.action == "replace" and other.source != rule.source
+                    if not both_replace:
+                        raise ValueError(
+                            f"IdPolicy: id {index} stands in two rules ({other.action!r} and "
+                            f"{rule.action!r}); give each id one, or 'replace' rules for different sources."
+                        )
+                claimed[index].append(rule)
 
     @property
     def drop_ids(self) -> tuple[int, ...]:
@@ -226,6 +228,7 @@ class IdPolicy:
                     f"got {rule!r}."
                 )
             _check_action(rule["action"])
+            _check_reading(rule.get("source", ""), rule.get("neutral"))
         return cls(
             rules=tuple(IdRule(**{**rule, "token_ids": tuple(rule["token_ids"])}) for rule in data["rules"])
         )
@@ -294,6 +297,15 @@ def _check_action(action: object) -> None:
         raise ValueError(f"IdRule: action must be one of {_ACTIONS}, got {action!r}.")
 
 
+def _check_reading(source: object, neutral: object) -> None:
+    is_id = type(neutral) is int and neutral >= 0
+    if not isinstance(source, str) or not (is_id or neutral is None or isinstance(neutral, str)):
+        raise ValueError(
+            "IdRule: source= must be a name and neutral= must be text or an id of at least 0, got "
+            f"{source!r} and {neutral!r}."
+        )
+
+
 def _changed_between_any(tokenizers: Mapping[str, Any]) -> dict[int, tuple[str | None, str | None]]:
     """Ids that differ between any two; a difference between two shows as one of either to the first."""
     present = [tokenizer for tokenizer in tokenizers.values() if tokenizer is not None]
@@ -359,5 +371,5 @@ def _check_probe(policy: IdPolicy, rule: IdRule, tokenizer: Any) -> None:
 
 def _without(document: Any, dropped: frozenset[int]) -> Any:
     if isinstance(document, np.ndarray):
-        return document[~np.isin(document, np.fromiter(dropped, dtype=document.dtype))]
+        return document[~np.isin(document, np.fromiter(dropped, dtype=np.int64))]
     return [index for index in document if index not in dropped]

@@ -21,14 +21,14 @@ def json_lines(file: TextIOBase, path: Path) -> Iterator[tuple[str, Any]]:
         Where the record stands, and the record.
 
     Raises:
-        ValueError: A line that is not JSON.
+        ValueError: A line that is not JSON, or nested too deep.
     """
     for number, line in enumerate(file, 1):  # ends at newlines only; JSON text may hold other line breaks
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as err:
-                raise ValueError(f"{path}:{number} is not JSON ({err}).") from err
+            except (ValueError, RecursionError) as err:  # also numbers too long and lists too deep for Python
+                raise ValueError(f"{path}:{number} is not JSON that can be read ({err}).") from err
             yield f"{path}:{number}", record
 
 
@@ -43,7 +43,7 @@ def json_list(file: TextIOBase, path: Path) -> Iterator[tuple[str, Any]]:
         Where the element stands, and the element.
 
     Raises:
-        ValueError: Not a list, or not JSON.
+        ValueError: Not a list, not JSON, or nested too deep.
     """
     window = _Window(file)
     if window.next_character() != "[":
@@ -100,6 +100,8 @@ class _Window:
                 value, end = self._decoder.raw_decode(self._text, self.at)
             except json.JSONDecodeError as err:
                 value, end, error = None, len(self._text), err
+            except (ValueError, RecursionError) as err:
+                raise ValueError(f"{where} is not JSON that can be read ({err}).") from err
             is_whole = error is None and end < len(self._text) - _CUT_MARGIN
             is_cut = error is not None and (
                 error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT_MARGIN

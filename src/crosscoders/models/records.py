@@ -82,11 +82,10 @@ def stream_texts(
         for text in stream_texts("openthoughts.jsonl", tokenizer=tokenizer):
             ...
     """
-    if isinstance(path_or_dataset, str | Path) and _suffix(Path(path_or_dataset)) in _SUFFIXES:
-        return _file_texts(
-            Path(path_or_dataset), asked=format, tokenizer=tokenizer, keep_reasoning=keep_reasoning
-        )
     if isinstance(path_or_dataset, str | Path):
+        path = Path(path_or_dataset)
+        if _suffix(path) in _SUFFIXES or path.is_file():
+            return _file_texts(path, asked=format, tokenizer=tokenizer, keep_reasoning=keep_reasoning)
         named = _load_dataset(str(path_or_dataset), split=split)
         where = f"{path_or_dataset} ({split})"
     else:
@@ -190,10 +189,11 @@ def _texts(
     for where, record in itertools.chain([first], remaining):
         _check_kind(record, kind, where=where)
         if kind == "text":
-            yield _string(record["text"], where)
+            yield _encodable(_string(record["text"], where), where)
             continue
         messages = record["messages"] if kind == "chat" else openthoughts_messages(record, where=where)
-        yield _rendered(messages, tokenizer, where=where, keep_reasoning=keep_reasoning).removeprefix(start)
+        text = _rendered(messages, tokenizer, where=where, keep_reasoning=keep_reasoning)
+        yield _encodable(text.removeprefix(start), where)
 
 
 def _rendered(messages: Any, tokenizer: Any, *, where: str, keep_reasoning: bool) -> str:
@@ -230,6 +230,17 @@ def _string(value: Any, where: str) -> str:
     return value
 
 
+def _encodable(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(
+            f"{where}: character {err.start} of the document is half of a surrogate pair, which no tokenizer "
+            f"takes ({text[max(err.start - 20, 0) : err.end]!r}); was the text cut inside a character?"
+        ) from err
+    return text
+
+
 def _own_start(tokenizer: Any) -> str:
     """What the tokenizer itself puts before a text, as text."""
     ids = tokenizer("")["input_ids"]
@@ -254,8 +265,8 @@ def _suffix(path: Path) -> str:
 
 def _open(path: Path) -> TextIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")  # with or without a byte order mark
 
 
 def _blocks(file: TextIOBase) -> Iterator[str]:

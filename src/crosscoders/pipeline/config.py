@@ -201,6 +201,9 @@ class RunConfig:
             ValueError: An unknown key or a missing one, here or in a section; the message lists the known
                 keys.
         """
+        for name in ("data", "training"):
+            if not isinstance(data.get(name, {}), Mapping):
+                raise ValueError(f"[{name}] must be a table, got {data[name]!r}.")
         values = with_preset(data)
         if isinstance(values.get("text"), list | tuple):
             values["text"] = tuple(

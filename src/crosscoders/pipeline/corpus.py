@@ -75,9 +75,11 @@ class Corpus:
             data: Says how many rows at a time, and which positions count.
 
         Yields:
-            The counted tokens of those rows; rows without any are left out.
+            The counted tokens of those rows, without the ids that the sources exclude; rows without any are
+            left out.
         """
-        keep = self.counted(data)
+        theirs = torch.tensor(sources.exclude_token_ids, dtype=torch.int64)
+        keep = self.counted(data) & ~torch.isin(self.held_out, theirs)
         for start in range(0, len(self.held_out), data.sequences_per_harvest):
             rows = slice(start, start + data.sequences_per_harvest)
             kept = keep[rows]

@@ -6,6 +6,7 @@ from typing import Any
 
 from crosscoders._typing import typed
 from crosscoders.models.configs import find_config
+from crosscoders.models.hooks import parse_residual_hook
 from crosscoders.models.truncated import tensor_bytes
 from crosscoders.pipeline.config import DataConfig, RunConfig
 from crosscoders.pipeline.model_config import check_device_name
@@ -49,7 +50,8 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: A number out of range, a hook that a model lacks, or a buffer that cannot hold one batch.
+        ValueError: A number out of range, a hook that a model lacks or that is none of the residual stream
+            (how wide it is only the loaded model says), or a buffer that cannot hold one batch.
         OSError: A path names no config.
     """
     if vram_bytes < 1 or not 0 <= dead_fraction <= 1:
@@ -57,6 +59,7 @@ def plan(
             "plan: vram_bytes must be positive and dead_fraction in [0, 1], "
             f"got {vram_bytes} and {dead_fraction}."
         )
+    _check_hook(config.hook_name)
     wanted = config.models()
     found = dict(model_configs or {})
     for name, model in wanted.items():
@@ -69,7 +72,7 @@ def plan(
     shown = Plan(
         vram_bytes=vram_bytes,
         reserve_bytes=reserve_bytes,
-        device=config.device,
+        device=_device_name(config.device),
         n_latents=config.n_latents,
         models=models,
         training=training,
@@ -108,19 +111,33 @@ def buffer_bytes(data: DataConfig, *, width: int) -> int:
     return carried + n_batches * per_batch
 
 
+def _check_hook(hook_name: str) -> None:
+    if hook_name != "half" and parse_residual_hook(hook_name) is None:
+        raise ValueError(
+            f"plan: hook_name {hook_name!r} is none of the residual stream, and how wide other hooks are is "
+            "not known before loading; use 'half' or a hook such as 'blocks.3.hook_resid_pre'."
+        )
+
+
 def _model_bytes(config: RunConfig, name: str, found: Any) -> ModelBytes:
     model = config.models()[name]
     text = found.get_text_config(decoder=True)
     return ModelBytes(
         path=model.path,
         dtype=model.dtype,
-        device=str(check_device_name(model.device or config.device, where=name)),
+        device=_device_name(model.device or config.device),
         d_model=int(text.hidden_size),
         n_layers=int(text.num_hidden_layers),
         whole=tensor_bytes(found, up_to=None, dtype=model.torch_dtype),
         truncated=tensor_bytes(found, up_to=config.hook_name, dtype=model.torch_dtype),
         is_offloaded=model.offload,
     )
+
+
+def _device_name(device: str) -> str:
+    """One name for one device: "cuda" is "cuda:0"."""
+    named = check_device_name(device, where="plan")
+    return "cuda:0" if str(named) == "cuda" else str(named)
 
 
 def _workspace(config: RunConfig, found: Mapping[str, Any], *, path: str, dead_fraction: float) -> Workspace:

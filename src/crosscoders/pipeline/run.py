@@ -1,6 +1,7 @@
 """The main job: two models and tokens in; a crosscoder, its evaluation and a table of latents out."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from crosscoders.losses import LossTerm
 from crosscoders.models.context import context_warning
 from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus, training_batches
+from crosscoders.pipeline.evaluation_text import evaluation_lines
 from crosscoders.pipeline.pair import load_pair, pair_corpus
 from crosscoders.provenance import data_fingerprint, run_record, write_manifest
 from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
-from crosscoders.report.tables import aligned
+from crosscoders.row_stream import excluded_ids
 from crosscoders.sources import Source
 from crosscoders.training import Callback, History, ProgressBar, Trainer
 from crosscoders.training.warm_start import warm_start as warm_started
@@ -50,7 +52,10 @@ class Run:
 
     def summary(self) -> str:
         """The run in plain text: evaluation per kind of text beside its baseline, then the norm screen."""
-        return "\n".join([*_evaluation_lines(self), "", self.latents.summary()])
+        names = [source.name for source in self.crosscoder.sources]
+        return "\n".join(
+            [*evaluation_lines(names, self.reconstruction, self.splice), "", self.latents.summary()]
+        )
 
 
 @typed
@@ -202,12 +207,14 @@ def run_on(
         `latents.json`, `summary.txt`,
         figures and `manifest.json`.
     """
+    never = excluded_ids(sources, corpus.exclude_token_ids)
+    corpus = dataclasses.replace(corpus, exclude_token_ids=never)
     if not config.objective and crosscoder is None:  # so that run.json says what was minimized
         config = dataclasses.replace(config, objective=tuple(default_objective(config.activation_fn)))
     out = Path(config.out)
     _claim(out)
+    data = {**_data_record(corpus), "warm_start": _origin(warm_start, resumed=out if resume else None)}
     (out / "manifest.json").unlink(missing_ok=True)  # what lies here is no finished run from now on
-    data = {**_data_record(corpus), "warm_start": None if warm_start is None else _origin(warm_start)}
     atomic_write_json(out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=data))
     if crosscoder is None:
         observers = [ProgressBar(), History(out / "training.csv"), *callbacks]
@@ -278,9 +285,22 @@ def _claim(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _origin(warm_start: Path | str) -> dict[str, str]:
-    """What a run began with; the digest of an artifact's config covers its weights."""
-    return {"path": str(warm_start), "config_sha256": sha256_file(Path(warm_start) / "config.json")}
+def _origin(warm_start: Path | str | None, *, resumed: Path | None) -> dict[str, str] | None:
+    """What a run began with, a resumed one as its record says; an artifact's config covers its weights."""
+    file = None if warm_start is None else Path(warm_start) / "config.json"
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"warm start from {warm_start}: there is no config.json of a crosscoder.")
+    given = None if file is None else {"path": str(warm_start), "config_sha256": sha256_file(file)}
+    if resumed is None or not (resumed / "run.json").exists():
+        return given
+    record = json.loads((resumed / "run.json").read_text(encoding="utf-8"))
+    known = record["data"].get("warm_start")
+    if given is not None and given["config_sha256"] != (known or {}).get("config_sha256"):
+        raise ValueError(
+            f"warm start from {warm_start}: the run in {resumed} that is to be resumed began with "
+            f"{'random weights' if known is None else known['path']}; leave warm_start or resume out."
+        )
+    return known
 
 
 def _data_record(corpus: Corpus) -> dict[str, Any]:
@@ -330,56 +350,3 @@ def _figures(run: Run) -> None:
             cosine_against_nrn(run.latents, run.out / "figures" / "cosine_nrn.png")
     except ImportError as err:
         log.warning("No figures: %s", err)
-
-
-def _evaluation_lines(run: Run) -> list[str]:
-    names = [source.name for source in run.crosscoder.sources]
-    header = ["held-out text", "tokens", "L0", *(f"EV {name}" for name in names), "EV diff"]
-    rows = [header]
-    for kind, scores in run.reconstruction.items():
-        rows.append(
-            [
-                kind,
-                str(scores.n_tokens),
-                f"{scores.l0:.1f}",
-                *(f"{scores.explained_variance[name]:.4f}" for name in names),
-                _number(scores.difference),
-            ]
-        )
-        if scores.token_means is not None:
-            rows.append(
-                [
-                    "  token means",
-                    "",
-                    "",
-                    *(f"{scores.token_means[name]:.4f}" for name in names),
-                    _number(scores.token_means_difference),
-                ]
-            )
-    lines = [
-        "Explained variance (diff = second minus first source) beside a table of token means:",
-        *aligned(rows),
-    ]
-    if not run.splice:
-        said = "Not spliced into the models (data.splice_tokens = 0): no KL and no CE recovered."
-        return [*lines, "", said]
-    splice = [["spliced into", "text", "KL (nats)", "CE clean", "CE spliced", "CE ablated", "CE recovered"]]
-    for kind, per_model in run.splice.items():
-        for name, s in per_model.items():
-            splice.append(
-                [
-                    name,
-                    kind,
-                    *(f"{v:.4f}" for v in (s.kl, s.ce_clean, s.ce_spliced, s.ce_ablated, s.loss_recovered)),
-                ]
-            )
-    return [
-        *lines,
-        "",
-        "Reconstruction in place of the activation (ablated = zeros in its place):",
-        *aligned(splice),
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -1,5 +1,6 @@
 """Numbers of bytes as people write and read them."""
 
+import math
 import re
 
 from crosscoders._typing import typed
@@ -23,7 +24,7 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*", text)
     units = {name.lower(): factor for name, factor in _UNITS.items()}
-    if match is None or match[2].lower() not in units or float(match[1]) <= 0:
+    if match is None or match[2].lower() not in units or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"size must be a number with a unit such as 80GB or 80GiB, got {text!r}.")
     return round(float(match[1]) * units[match[2].lower()])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from crosscoders._typing import typed
+from crosscoders.activation_fns import ActivationFn
 from crosscoders.activation_fns.base import ActivationModule
 from crosscoders.kernels.dispatch import StepShape
 from crosscoders.losses import AuxK, LossTerm, Reconstruction
@@ -110,6 +111,12 @@ def objective_of(config: RunConfig) -> Sequence[LossTerm]:
     return config.objective or default_objective(config.activation_fn)
 
 
+def most_active(activation_fn: ActivationFn) -> int | None:
+    """Most latents per token that a run selects (annealing included); None where no number is fixed."""
+    k, k_initial = (getattr(activation_fn, name, None) for name in ("k", "k_initial"))
+    return None if k is None else max(k, k_initial or 0)
+
+
 def has_auxk(config: RunConfig) -> bool:
     """Whether dead latents receive gradients."""
     return any(isinstance(term, AuxK) for term in objective_of(config))
@@ -138,4 +145,4 @@ def _step_state(
     assert activation.selection is not None  # the path says so
     n_tokens = config.data.batch_tokens
     written = n_tokens * config.n_latents * (low if is_low else _FLOAT32)
-    return norms + copies + written + n_tokens * activation.selection.k * _INT64
+    return norms + copies + written + n_tokens * int(most_active(config.activation_fn) or 0) * _INT64

@@ -9,7 +9,7 @@ from typing import Any
 
 from crosscoders._typing import typed
 from crosscoders.pipeline.config import RunConfig
-from crosscoders.pipeline.training_bytes import has_auxk
+from crosscoders.pipeline.training_bytes import has_auxk, most_active
 
 _FLOAT32, _FLOAT64, _INT64 = 4, 8, 8
 _SCORES_ON_CPU = 4 << 20  # that the CPU's kernels form at once
@@ -87,13 +87,13 @@ def _moments(config: RunConfig, path: str, *, own: int, rows: int, low: int) -> 
     """What the widest moments of a step need where no latent is dead."""
     batch, width = config.data.batch_tokens, rows // (config.data.batch_tokens * _FLOAT32)
     dense, matrix = batch * config.n_latents, config.n_latents * width
-    k = getattr(config.activation_fn, "k", None)
+    k = most_active(config.activation_fn)
     if path == "autograd" and k is None:
         # pre-activations, latents, their gradients and a penalty's product; the decoder norms' gradient
         return [own + rows + 4 * dense * _FLOAT32 + matrix * _FLOAT32]
     if path == "autograd":
         return [own + rows + dense * _FLOAT32]
-    entries = batch * int(k or config.n_latents) * (_FLOAT32 + 4 * _INT64)  # values, indices, order by latent
+    entries = batch * (k or config.n_latents) * (_FLOAT32 + 4 * _INT64)  # values, indices, order by latent
     if path == "cpu":
         return [own + entries + 2 * min(dense, _SCORES_ON_CPU) * _FLOAT32]
     backward = own + entries + _gradient_bytes(config, path, width=width)

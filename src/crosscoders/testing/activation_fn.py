@@ -20,10 +20,10 @@ def check_activation_fn(
 ) -> None:
     """Check what the library relies on in an activation function.
 
-    JSON round trip; shape, dtype, device and sign of the latents, also where none fires; order of sparse
-    entries; gradients to pre-activations and own parameters; `set_progress` a pure function; `selection`, if
-    given, what `forward` does; eval mode deterministic and independent of the batch; state-dict round trip;
-    works under torch.compile.
+    JSON round trip; shape, dtype, device and sign of the latents, also where none fires; what `forward` is
+    given stays as it is; order of sparse entries; gradients to pre-activations and own parameters;
+    `set_progress` a pure function; `selection`, if given, what `forward` does; eval mode deterministic and
+    independent of the batch; state-dict round trip; works under torch.compile.
 
     Args:
         activation_fn: The spec to check.
@@ -70,7 +70,7 @@ def _pre_acts(n_latents: int, *, dtype: torch.dtype) -> Tensor:
 def _check_output(
     activation_fn: ActivationFn, module: ActivationModule, *, pre_acts: Tensor, scale: Tensor
 ) -> None:
-    output = module(pre_acts, scale)
+    output = _of_unchanged(module, pre_acts, scale)
     if isinstance(output, SparseLatents):
         _check_order(output)
     latents = dense(output)
@@ -86,6 +86,15 @@ def _check_output(
         )
 
 
+def _of_unchanged(module: ActivationModule, pre_acts: Tensor, scale: Tensor) -> Tensor | SparseLatents:
+    """What forward gives; loss terms read the pre-activations after it."""
+    given = {"pre_acts": pre_acts, "scale": scale}
+    before = copies(given)
+    output = module(pre_acts, scale)
+    require(same_bits(before, given), "forward changes the pre-activations or the scale that it is given")
+    return output
+
+
 def _check_order(latents: SparseLatents) -> None:
     flat = latents.rows() * latents.n_latents + latents.indices
     require(
@@ -96,7 +105,9 @@ def _check_order(latents: SparseLatents) -> None:
 
 def _check_gradients(module: ActivationModule, *, pre_acts: Tensor, scale: Tensor) -> None:
     leaf = pre_acts.clone().requires_grad_()
-    dense(module(leaf, scale)).square().sum().backward()
+    energy = dense(module(leaf, scale)).square().sum()
+    if energy.requires_grad:
+        energy.backward()
     require(has_gradient(leaf), "no gradient reaches the pre-activations")
     for name, parameter in module.named_parameters():
         require(has_gradient(parameter), f"no gradient reaches the parameter {name!r}")
@@ -142,7 +153,7 @@ def _check_inference(module: ActivationModule, *, pre_acts: Tensor, scale: Tenso
         module.calibrate(torch.stack([module.calibration_score(pre_acts, scale)]))
     module.eval()
     state = copies(module.state_dict())
-    whole = dense(module(pre_acts, scale))
+    whole = dense(_of_unchanged(module, pre_acts, scale))
     alone = torch.cat([dense(module(row[None], scale)) for row in pre_acts])
     require(torch.equal(whole, alone), "in eval mode a token's latents depend on the rest of the batch")
     require(same_bits(state, copies(module.state_dict())), "inference changes the module's state")

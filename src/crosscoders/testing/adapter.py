@@ -104,7 +104,7 @@ def _as_json(config: Any) -> dict[str, Any]:
 
 
 def _tokens(model: LanguageModel) -> Tensor:
-    shape = (_N_ROWS, min(_N_TOKENS, model.n_ctx))
+    shape = (_N_ROWS, min(_N_TOKENS, model.n_ctx or _N_TOKENS))
     return torch.randint(model.n_vocab, shape, generator=torch.Generator().manual_seed(0)).to(model.device)
 
 

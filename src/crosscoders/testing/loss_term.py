@@ -32,6 +32,7 @@ _N_ROWS = 24
 # Two sums over the same numbers in another order; values and gradients are compared in float64.
 _RTOL = 1e-9
 _PROGRESS = (0.3, 1.0, 0.3)
+_SILENCING_BIAS = -1e3  # far below every pre-activation of rows of order 1
 
 
 @typed
@@ -49,7 +50,8 @@ def check_loss_term(
     finite scalar in the dtype of the weights, in float32 and float64, also for one token, where no latent
     fires and where none or all are dead; the same for dense and sparse latents (or a ValueError that says
     that it needs dense ones); the same each time, and nothing else changed by it. The gradient: reaches a
-    parameter with weight 1 and none with weight 0, and is the same for both forms of latents.
+    parameter with weight 1 and none with weight 0, is finite, also where no latent fires, and is the same for
+    both forms of latents.
 
     Args:
         term: The term to check.
@@ -214,8 +216,13 @@ def _check_gradients(term: LossTerm, crosscoder: Crosscoder) -> None:
     x = _rows(crosscoder)
     on = _gradients(dataclasses.replace(term, weight=1.0), crosscoder(x), crosscoder)
     require(bool(on), "no gradient reaches a parameter though the weight is 1")
-    bad = [name for name, gradient in on.items() if not bool(gradient.isfinite().all())]
-    require(not bad, f"the gradient of {bad} is not finite")
+    quiet = copy.deepcopy(crosscoder)
+    with torch.no_grad():
+        quiet.b_enc.fill_(_SILENCING_BIAS)
+    silent = _gradients(dataclasses.replace(term, weight=1.0), quiet(x), quiet)
+    for gradients, where in ((on, "in a batch"), (silent, "where no latent fires")):
+        bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+        require(not bad, f"the gradient of {bad} is not finite {where}")
     off = _gradients(dataclasses.replace(term, weight=0.0), crosscoder(x), crosscoder)
     require(not off, f"a gradient reaches {sorted(off)} though the weight is 0")
 

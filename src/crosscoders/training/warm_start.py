@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crosscoders._typing import typed
-from crosscoders.activation_fns.base import ActivationFn
+from crosscoders.activation_fns.base import ActivationFn, ranks_alike
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.sources import Source, scale_vector
 
@@ -20,6 +20,7 @@ def warm_start(
     *,
     activation_fn: ActivationFn | None = None,
     sources: Sequence[Source] | None = None,
+    rank_by_norms: bool = False,
 ) -> Crosscoder:
     """Make a new crosscoder for training to go on: the same weights; other data, k or activation function.
 
@@ -37,18 +38,23 @@ def warm_start(
     one set of scales only: it is kept if neither changes and is unset otherwise. `Trainer.fit` calibrates it;
     until then eval mode raises instead of using the old one.
 
+    A crosscoder that was converted from another library may rank latents by another weight than the sum of
+    decoder norms, by which training ranks: under top-k families the same weights then select other latents.
+
     Args:
         crosscoder: A crosscoder, which stays as it is, or the folder of one; a folded one is unfolded.
         activation_fn: Activation function of the new one; None for the same.
         sources: The same sources by name, order and width with the scales of the new data, for instance
             `buffer.sources`; None keeps the scales that the weights were trained with.
+        rank_by_norms: Accept a crosscoder that ranks by another weight; a calibrated rule is unset then.
 
     Returns:
         The new crosscoder on the same device and in the same dtype, in eval mode.
 
     Raises:
         CheckpointError: The folder holds no undamaged crosscoder.
-        ValueError: `sources` differ in name, order or width, or the activation function does not fit.
+        ValueError: `sources` differ in name, order or width, the activation function does not fit, or
+            another weight ranks and `rank_by_norms` is not set.
 
     Example:
         >>> import torch
@@ -63,8 +69,8 @@ def warm_start(
         >>> torch.equal(warm.W_dec, trained.W_dec), warm.config.activation_fn.k
         (True, 4)
     """
-    old = crosscoder if isinstance(crosscoder, Crosscoder) else Crosscoder.from_pretrained(crosscoder)
-    old = old.unfold()
+    origin = crosscoder if isinstance(crosscoder, Crosscoder) else Crosscoder.from_pretrained(crosscoder)
+    old = origin.unfold(rank_by_norms=rank_by_norms)
     config = dataclasses.replace(
         old.config,
         activation_fn=activation_fn or old.config.activation_fn,
@@ -77,7 +83,8 @@ def warm_start(
     new.W_dec.copy_(old.W_dec * factor)
     new.b_dec.copy_(old.b_dec * factor)
     new.selection_weight.copy_(new.selection_scale())
-    _keep_activation_state(old, new)
+    is_same_ranking = ranks_alike(origin.selection_scale(), old.selection_scale())
+    _keep_activation_state(old, new, is_same_ranking=is_same_ranking)
     return new.eval()
 
 
@@ -96,13 +103,13 @@ def _column_factor(old: Sequence[Source], new: Sequence[Source]) -> Tensor:
     return scale_vector(new, dtype=torch.float64) / scale_vector(old, dtype=torch.float64)
 
 
-def _keep_activation_state(old: Crosscoder, new: Crosscoder) -> None:
-    """Copy what still holds for the new function and the new scales."""
+def _keep_activation_state(old: Crosscoder, new: Crosscoder, *, is_same_ranking: bool) -> None:
+    """Copy what still holds for the new function, the new scales and the new ranking."""
     before, after = old.config.activation_fn, new.config.activation_fn
     if type(before) is not type(after):
         return
     scales = [[source.scale for source in crosscoder.sources] for crosscoder in (old, new)]
-    is_calibration_valid = before == after and scales[0] == scales[1]
+    is_calibration_valid = before == after and scales[0] == scales[1] and is_same_ranking
     state = dict(old.activation.named_parameters())
     if is_calibration_valid or not new.activation.needs_calibration:
         state = old.activation.state_dict()

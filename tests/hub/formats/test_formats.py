@@ -116,6 +116,7 @@ def test_one_factor_becomes_the_scale_and_selection_survives_unfolding(tmp_path:
     """g is kept beside the weights, and CROSSCODER ranks by what an unfolded crosscoder computes itself."""
     case = dictionary_learning("CROSSCODER", normalizer="factor")
     crosscoder, x = read(case, tmp_path), rows(2)
+    assert any("mean of each source" in note for note in read_foreign(tmp_path).notes)
     scales = torch.tensor([s.scale for s in crosscoder.sources])
     assert torch.allclose(scales, case.tensors["activation_global_scale"])
     unfolded = crosscoder.unfold()
@@ -187,3 +188,44 @@ def test_half_precision_is_read_as_the_same_numbers(tmp_path: Path) -> None:
     crosscoder = read(case, tmp_path)
     assert crosscoder.W_enc.dtype == torch.float32
     assert torch.equal(crosscoder.b_enc.bfloat16(), halves["encoder.bias"])
+
+
+@pytest.mark.parametrize("name", ["trainer_config.json", "config.json"])
+def test_a_rule_that_only_the_trainers_config_states_is_followed(name: str, tmp_path: Path) -> None:
+    """Runs of dictionary_learning leave it in config.json; published folders beside it."""
+    case, x = dictionary_learning("MIXED"), rows(2)
+    del case.tensors["code_normalization_id"]
+    alphas = {key: value for key, value in (case.config or {}).items() if "alpha" in key}
+    stated = {"trainer": {**alphas, "code_normalization": "MIXED", "dict_size": 24}}
+    (case.write(tmp_path) / "config.json").write_text("{}")
+    (tmp_path / name).write_text(json.dumps(stated))
+    foreign = read_foreign(tmp_path)
+    assert torch.equal(dense(foreign.crosscoder.encode(x)) != 0, case.encode(x) != 0)
+    assert not any("No code_normalization_id" in note for note in foreign.notes)
+
+
+def test_a_factor_for_each_dimension_is_said_with_what_norms_then_mean(tmp_path: Path) -> None:
+    case = dictionary_learning("CROSSCODER", normalizer="per dimension")
+    foreign = read_foreign(case.write(tmp_path))
+    std = case.tensors["activation_std"] + 1e-8
+    raw = (case.tensors["decoder.weight"] * std[:, None]).norm(dim=2).T
+    assert torch.allclose(foreign.crosscoder.decoder_norms(), raw, rtol=1e-5)
+    assert any("norms of its decoder are those of raw activations" in note for note in foreign.notes)
+    with pytest.raises(ValueError, match="rank_by_norms"):
+        foreign.crosscoder.unfold()
+
+
+@pytest.mark.parametrize("name", ["dl, SAE", "dl SAE", "dfc, masks", "jnward", "sparsify", "saelens, topk"])
+def test_a_rule_of_its_own_is_never_dropped_in_silence(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    foreign = read_foreign(case.write(tmp_path), allow_pickle_files=True, **case.given)
+    assert any("stored as selection_weight" in note for note in foreign.notes)
+    with pytest.raises(ValueError, match="would select other latents"):
+        foreign.crosscoder.unfold()
+
+
+def test_saelens_scaling_factor_of_ones_means_nothing(tmp_path: Path) -> None:
+    case = saelens("standard", normalize_activations=None)
+    case.tensors["scaling_factor"] = torch.ones(24)
+    crosscoder, x = read(case, tmp_path), rows(1)
+    assert relative(crosscoder.reconstruct(x).detach(), case.decode(case.encode(x))) < TOLERANCE

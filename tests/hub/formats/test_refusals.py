@@ -70,6 +70,7 @@ def test_a_scale_that_the_file_carries_is_not_replaced(name: str, tmp_path: Path
         ({"model_0": 1.0}, "expected one entry for each"),
         ((1.0, -1.0), "finite and positive"),
         ((1.0, float("nan")), "finite and positive"),
+        ((1.0, 10**400), "too large"),
     ],
 )
 def test_a_scale_that_does_not_fit_is_refused(scale: Any, match: str, tmp_path: Path) -> None:
@@ -87,6 +88,42 @@ def test_k_is_never_guessed_and_not_contradicted(tmp_path: Path) -> None:
     refused(jnward(), tmp_path / "b", "says k=4", scale=scale, k=7)
     refused(changed(sparsify(), config={"k": 2.5}), tmp_path / "c", "positive integer")
     refused(changed(sparsify(), config={"k": 99}), tmp_path / "d", "no crosscoder that can be built")
+
+
+def test_a_k_that_nothing_uses_is_refused(tmp_path: Path) -> None:
+    refused(ckkissane(), tmp_path / "a", "keeps no fixed number", scale=SCALE, k=3)
+    refused(saelens("jumprelu"), tmp_path / "b", "keeps no fixed number", k=3)
+
+
+@pytest.mark.parametrize("stated", [{"code_normalization": "NONE"}, {"dict_size": 7}, {"activation_dim": 5}])
+def test_a_trainers_config_that_contradicts_the_tensors_is_refused(stated: dict, tmp_path: Path) -> None:
+    (dictionary_learning("SAE").write(tmp_path) / "trainer_config.json").write_text(
+        json.dumps({"trainer": stated})
+    )
+    with pytest.raises(CheckpointError, match=str(next(iter(stated.values())))):
+        read_foreign(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given"),
+    [
+        ({"encoder.weight": (2**33, 5, 0), "decoder.weight": (2**33, 0, 5), "encoder.bias": (0,)}, {}),
+        ({"_W_enc_XiDiL": (1, 2**33, 5, 0), "_W_dec_LXoDo": (0, 1, 2**33, 5)}, {"scale": [1.0]}),
+    ],
+    ids=["dictionary_learning", "crosscode"],
+)
+def test_sizes_that_no_byte_stands_for_ask_for_no_memory(
+    shapes: dict[str, tuple[int, ...]], given: dict[str, Any], tmp_path: Path
+) -> None:
+    """A tensor with an axis of length 0 has no bytes, whatever its other axes claim."""
+    header = {
+        key: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 0]} for key, shape in shapes.items()
+    }
+    raw = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    (tmp_path / "config.yaml").write_text('{"activation_fn": {"classname": "ReLU"}}')
+    with pytest.raises(CheckpointError, match="no numbers"):
+        read_foreign(tmp_path, **given)
 
 
 def test_codes_gated_per_source_or_head_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -114,6 +151,9 @@ def test_codes_gated_per_source_or_head_are_refused_with_the_reason(tmp_path: Pa
         (saelens("transcoder"), "'transcoder' cannot be represented"),
         (saelens("standard", activation_fn_str="tanh-relu"), "activation 'tanh-relu'"),
         (saelens("standard", normalize_activations="layer_norm"), "each token by its own norm"),
+        (saelens("standard", normalize_activations="covariance_whitening"), "matrix that the file does not"),
+        (saelens("standard", normalize_activations="other"), "'other' is unknown"),
+        (changed(saelens("standard"), scaling_factor=torch.full((24,), 3.0)), "finetuning_scaling_factor"),
         (saelens("batchtopk"), "should state rescale_acts_by_decoder_norm"),
         (changed(sparsify(), config={"transcode": True}), "writes another place"),
         (changed(sparsify(), W_skip=torch.zeros(6, 6)), "passes no latent"),
@@ -122,11 +162,11 @@ def test_codes_gated_per_source_or_head_are_refused_with_the_reason(tmp_path: Pa
         (changed(dictionary_learning("SAE"), config={"encoder_layers": [0]}), "reads and writes the same"),
         (
             changed(dictionary_learning("SAE"), config={"code_normalization": "NONE"}),
-            "says SAE, the config NONE",
+            "says SAE, the configs NONE",
         ),
         (changed(dictionary_learning("MIXED"), config={"code_normalization_alpha_cc": None}), "MIXED needs"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_rules_that_cannot_be_represented_say_why(case: Case, match: str, tmp_path: Path) -> None:
     refused(case, tmp_path, match)

@@ -112,7 +112,10 @@ def _in_order(
     if isinstance(scale, Mapping):
         if set(scale) != set(names):
             raise ValueError(f"scale: expected one entry for each of {names}, got {sorted(scale)}.")
-        return tuple(float(scale[name]) for name in names)
+        return _in_order([scale[name] for name in names], names)
     if len(scale) != len(names):
         raise ValueError(f"scale: expected {len(names)} numbers, for {names}, got {len(scale)}.")
-    return tuple(float(value) for value in scale)
+    try:
+        return tuple(float(value) for value in scale)
+    except OverflowError as err:
+        raise ValueError(f"scale: a number for {names} is too large.") from err

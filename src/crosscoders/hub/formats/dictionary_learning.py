@@ -53,8 +53,10 @@ def read(file: ForeignFile, given: Given) -> Parts:
         encoder, b_enc = normalizer.fold_encoder(encoder, b_enc)
         decoder, b_dec = normalizer.fold_decoder(decoder, b_dec)
     state, unset = _state(file) if is_topk else ({}, ())
-    if weight is not None and rule != "CROSSCODER":
+    is_per_dimension = normalizer is not None and normalizer.is_per_dimension
+    if weight is not None and (rule != "CROSSCODER" or is_per_dimension):
         notes += (RULE_NOTE.format(rule=f"the rule {rule}"),)
+    notes += normalizer.notes if normalizer else ()
     return Parts(
         W_enc=encoder.flatten(1),
         b_enc=b_enc,
@@ -87,14 +89,16 @@ def _check_same_sources(file: ForeignFile, n_sources: int) -> None:
 
 
 def _rule(file: ForeignFile) -> tuple[str, tuple[str, ...]]:
-    named = str(file.config.get("code_normalization") or "").rsplit(".", 1)[-1].upper()
+    stated = [part.get("code_normalization") or "" for part in (file.config, file.trainer)]
+    named = {str(name).rsplit(".", 1)[-1].upper() for name in stated} - {""}
     if "code_normalization_id" in file.shapes:
         rule = _RULES.get(int(file.scalar("code_normalization_id")))
     else:
-        rule = named or "CROSSCODER"
-    if rule is None or rule not in _RULES.values() or named not in ("", rule):
+        rule = min(named, default="CROSSCODER")
+    if rule is None or rule not in _RULES.values() or named - {rule}:
         raise CheckpointError(
-            f"{file.path}: code_normalization_id says {rule}, the config {named or None}; known are {_RULES}."
+            f"{file.path}: code_normalization_id says {rule}, the configs {', '.join(sorted(named))}; known "
+            f"are {_RULES}."
         )
     if rule == "DECOUPLED":
         raise CheckpointError(
@@ -102,8 +106,10 @@ def _rule(file: ForeignFile) -> tuple[str, tuple[str, ...]]:
             "so one latent has "
             "several activations at a token; a crosscoder here has one."
         )
-    stated = "code_normalization_id" in file.shapes or named
-    return rule, () if stated else ("No code_normalization_id in the files: CROSSCODER, as older ones are.",)
+    is_stated = "code_normalization_id" in file.shapes or named
+    return rule, () if is_stated else (
+        "No code_normalization_id in the files: CROSSCODER, as older ones are.",
+    )
 
 
 def _selection_weight(file: ForeignFile, decoder: Tensor, rule: str) -> Tensor:

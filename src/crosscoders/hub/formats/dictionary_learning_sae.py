@@ -50,5 +50,9 @@ def read(file: ForeignFile, given: Given) -> Parts:
         is_raw=normalizer is not None,
         selection_weight=torch.ones_like(b_enc),
         activation_state=state,
-        notes=(RULE_NOTE.format(rule="the pre-activation alone"), *unset),
+        notes=(
+            RULE_NOTE.format(rule="the pre-activation alone"),
+            *unset,
+            *(normalizer.notes if normalizer else ()),
+        ),
     )

@@ -17,6 +17,15 @@ from crosscoders.hub.formats.files import ForeignFile
 
 KEYS = ("activation_mean", "activation_std", "activation_global_scale", "target_rms")
 _EPS = 1e-8
+_MEAN_NOTE = (
+    "Training subtracted the mean of each source, which is folded into the biases: codes that leave a source "
+    "out (own, swap, an export) read its raw activation as zero or rescaled, not as that mean."
+)
+_PER_DIMENSION_NOTE = (
+    "Training divided activations by a standard deviation for each dimension, which no scale of a source can "
+    "express: it is folded into the weights, the scale is 1, and the norms of its decoder are those of raw "
+    "activations in every space."
+)
 
 
 @final
@@ -28,6 +37,12 @@ class Normalizer:
     gain_in: Float[Tensor, "source d_model"]
     gain_out: Float[Tensor, "source d_model"]
     scale: tuple[float, ...]
+    is_per_dimension: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results should know of it."""
+        return (_MEAN_NOTE, _PER_DIMENSION_NOTE) if self.is_per_dimension else (_MEAN_NOTE,)
 
     def fold_encoder(self, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder [latent, source, d_model] and bias that read raw activations."""
@@ -64,7 +79,13 @@ def read_normalizer(file: ForeignFile, n_sources: int, d_model: int) -> Normaliz
     mean, std = mean.view(n_sources, d_model), std.view(n_sources, d_model)
     factor = _factor(file, n_sources)
     if _is_per_dimension(file, factor, std):
-        return Normalizer(mean=mean, gain_in=1 / (std + _EPS), gain_out=std + _EPS, scale=(1.0,) * n_sources)
+        return Normalizer(
+            mean=mean,
+            gain_in=1 / (std + _EPS),
+            gain_out=std + _EPS,
+            scale=(1.0,) * n_sources,
+            is_per_dimension=True,
+        )
     gain = factor[:, None].expand_as(mean)
     return Normalizer(
         mean=mean, gain_in=gain, gain_out=1 / (gain + _EPS), scale=tuple(float(g) for g in factor)

@@ -33,7 +33,7 @@ class ForeignFile:
         shapes: Shape of each tensor, under its name without the prefix of torch.compile.
         extras: What a `.pt` file holds besides tensors.
         config: The config beside the file; empty if there is none.
-        trainer: The trainer's part of `trainer_config.json`; empty if there is none.
+        trainer: The entry "trainer" of `trainer_config.json` or else of the config; empty if there is none.
         files: All files that were read.
         loaded: Tensors that are already in memory; those of a safetensors file are read on request.
     """
@@ -45,6 +45,12 @@ class ForeignFile:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     loaded: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Without this the other axes could claim any size, such as 2**60 sources, with no byte behind it.
+        empty = sorted(key for key, shape in self.shapes.items() if 0 in shape)
+        if empty:
+            raise CheckpointError(f"{self.path}: {empty} hold no numbers: an axis has length 0.")
 
     def tensor(self, key: str) -> Tensor:
         """A stored tensor as it is."""
@@ -84,11 +90,11 @@ class ForeignFile:
             )
 
     def check_config(self, **expected: int) -> None:
-        """Raise where the config states a size that the tensors do not have."""
-        for name, size in expected.items():
-            if name in self.config and self.config[name] != size:
+        """Raise where a config states a size that the tensors do not have."""
+        for name, stated in ((name, part[name]) for part in (self.config, self.trainer) for name in part):
+            if name in expected and stated != expected[name]:
                 raise CheckpointError(
-                    f"{self.path}: the config says {name}={self.config[name]!r}, the tensors say {size}."
+                    f"{self.path}: the config says {name}={stated!r}, the tensors say {expected[name]}."
                 )
 
     def text(self, name: str) -> str:
@@ -167,11 +173,11 @@ def _configs_beside(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Pa
             used.append(member_path(path.parent, name))
             config = read_config(used[0])
             break
-    trainer_path = path.parent / _TRAINER
-    if not trainer_path.is_file():
-        return config, {}, used
-    used.append(member_path(path.parent, _TRAINER))
-    trainer = read_config(used[-1]).get("trainer", {})
+    stated = config
+    if (path.parent / _TRAINER).is_file():
+        used.append(member_path(path.parent, _TRAINER))
+        stated = read_config(used[-1])
+    trainer = stated.get("trainer")
     return config, trainer if isinstance(trainer, dict) else {}, used
 
 

@@ -15,9 +15,8 @@ UNSET_NOTE = (
     "activation.calibrate or a Trainer sets one."
 )
 RULE_NOTE = (
-    "Latents are ranked by {rule}, which is stored as selection_weight of a folded crosscoder; "
-    "unfold() would "
-    "rank by the sum of decoder norms."
+    "Latents are ranked by {rule}, which is stored as selection_weight of a folded crosscoder; unfold() and "
+    "warm_start() would rank by the sum of decoder norms and ask for rank_by_norms=True."
 )
 
 

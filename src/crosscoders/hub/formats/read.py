@@ -53,7 +53,7 @@ def read_foreign(
         sources: The sources in the file's order (scale 1.0), or their names alone; None for the file's own.
         scale: `normalized = raw * scale` for each source, in order or by name: required where the file lacks
             it, an error where the file carries it.
-        k: Latents per token, for a top-k file that does not say.
+        k: Latents per token, for a top-k file that does not say; an error for a file without one.
         allow_pickle_files: Whether to read `.pt` files, through torch's restricted unpickler.
 
     Returns:
@@ -69,6 +69,11 @@ def read_foreign(
     file, name = _the_one(weights_files(folder_or_file, allow_pickle_files=allow_pickle_files))
     given = Given(sources=None if sources is None else tuple(sources), scale=scale, k=k)
     parts = FORMATS[name].read(file, given)
+    if k is not None and not hasattr(parts.activation_fn, "k"):
+        kind = parts.activation_fn.kind
+        raise ValueError(
+            f"{file.path}: its activation function {kind!r} keeps no fixed number; leave out k=."
+        )
     unused = sorted(set(file.extras) - {"k", PARTITION})
     ignored = (f"Entries of the file that are no tensors were not used: {unused}.",) if unused else ()
     return Foreign(

@@ -33,6 +33,12 @@ _STATE_KEYS = {
 _BANDWIDTH_NOTE = (
     "The file has no straight-through bandwidth; that of JumpReLU's default is used if trained on."
 )
+_PER_TOKEN = "scales each token by its own norm; a crosscoder here has one scale per source"
+_NORMALIZERS = {
+    "layer_norm": _PER_TOKEN,
+    "constant_norm_rescale": _PER_TOKEN,
+    "covariance_whitening": "multiplies activations by a matrix that the file does not hold",
+}
 Activation = tuple[ActivationFn, dict[str, Tensor], tuple[str, ...]]
 
 
@@ -130,8 +136,14 @@ def _weights(file: ForeignFile, d_model: int, n_latents: int) -> tuple[Tensor, T
     b_enc, b_dec = file.weight("b_enc", n_latents), file.weight("b_dec", d_model)
     if _flag(file, "apply_b_dec_to_input", default=True):
         b_enc = (b_enc.double() - W_enc.double() @ b_dec.double()).to(b_enc.dtype)
-    if _flag(file, "finetuning_scaling_factor", default=False):
-        W_dec = W_dec * file.weight("scaling_factor", n_latents)[:, None]
+    is_scaled = _flag(file, "finetuning_scaling_factor", default=False)
+    if is_scaled or "scaling_factor" in file.shapes:
+        factor = file.weight("scaling_factor", n_latents)
+        if not is_scaled and not torch.allclose(factor, torch.ones_like(factor)):
+            raise CheckpointError(
+                f"{file.path}: scaling_factor is not 1, but finetuning_scaling_factor is false."
+            )
+        W_dec = W_dec * factor[:, None]
     return W_enc, b_enc, W_dec, b_dec
 
 
@@ -156,16 +168,13 @@ def _norms(file: ForeignFile, W_dec: Tensor) -> Tensor:
 
 
 def _scale(file: ForeignFile) -> tuple[float, ...] | None:
-    normalize: Any = file.config.get("normalize_activations", "none")
-    if normalize in ("none", False):
+    normalize: Any = file.config.get("normalize_activations")
+    if normalize in ("none", False, None):
         return (1.0,)
     if normalize in ("expected_average_only_in", True):
         return None
-    raise CheckpointError(
-        f"{file.path}: normalize_activations {normalize!r} scales each token by its own norm; a "
-        "crosscoder here has "
-        "one scale per source."
-    )
+    reason = _NORMALIZERS.get(normalize, "is unknown") if isinstance(normalize, str) else "is unknown"
+    raise CheckpointError(f"{file.path}: normalize_activations {normalize!r} {reason}.")
 
 
 def _source(file: ForeignFile, d_model: int) -> Source:

@@ -1,5 +1,6 @@
 """What ablating latents does to the logit of the token that comes next."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -178,7 +179,8 @@ def ablation_effects(
         places = is_edited.nonzero()
         found.places = batch.rows[places[:, 0]] * tokens.shape[1] + places[:, 1]
         for source in sources.sources:
-            _run_source(reading, sources.models[source.name], source, batch=batch, edits=edits, found=found)
+            read = dataclasses.replace(batch, tokens=sources.tokens_for(source.name, batch.tokens))
+            _run_source(reading, sources.models[source.name], source, batch=read, edits=edits, found=found)
     return found.effects()
 
 

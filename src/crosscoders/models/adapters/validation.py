@@ -55,6 +55,11 @@ def validate_model(model: LanguageModel) -> None:
 
 
 def _check_forward(model: LanguageModel) -> None:
+    if model.device.type == "meta":
+        raise AdapterMismatchError(
+            f"model {model.name!r}: its weights are on the meta device (never loaded, or kept elsewhere by "
+            "accelerate); load them into memory, or load from a path with offload=True."
+        )
     captured, hidden_states = _run(model, _token_ids(model))
     for name in _hooks_held(model):
         if name not in captured:
@@ -74,7 +79,7 @@ def _hooks_held(model: LanguageModel) -> list[str]:
 
 def _token_ids(model: LanguageModel) -> Tensor:
     """A few ids spread over the vocabulary, without its ends, where padding and unused rows lie."""
-    n_tokens = min(_N_TOKENS, model.n_ctx)
+    n_tokens = min(_N_TOKENS, model.n_ctx or _N_TOKENS)
     ids = (2 * torch.arange(n_tokens) + 1) * model.n_vocab // (2 * n_tokens)
     return ids[None].to(model.device)
 
@@ -88,7 +93,9 @@ def _run(model: LanguageModel, tokens: Tensor) -> tuple[dict[str, Tensor], tuple
         stack.enter_context(_without_leftover_hooks(model.causal_lm))
         stack.enter_context(_recording(model, captured))
         try:
-            output = model._decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
+            output = model._decoder(
+                input_ids=tokens, use_cache=False, output_hidden_states=True, return_dict=True
+            )
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, TypeError) as err:  # shapes that do not fit, and the like
