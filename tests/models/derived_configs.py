@@ -88,9 +88,9 @@ def narrow_config(config: dict[str, Any], *, n_layers: int = 4, n_vocab: int = 9
     return config | {key: value for key, value in narrow.items() if key in config}
 
 
-def narrow_model(config: dict[str, Any], *, seed: int = 0) -> Any:
+def narrow_model(config: dict[str, Any], *, seed: int = 0, n_vocab: int = 96) -> Any:
     """A random model of the narrow config, in evaluation mode."""
-    kind = AutoConfig.for_model(**narrow_config(config))
+    kind = AutoConfig.for_model(**narrow_config(config, n_vocab=n_vocab))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(kind).eval()
