@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
-from beartype import beartype
 from jaxtyping import Float, Int, TypeCheckError, jaxtyped
 from torch import Tensor
 
@@ -40,16 +39,22 @@ def typed(fn: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling():
             return bare(*args, **kwargs)
         if checked is None:
-            checked = jaxtyped(bare, typechecker=beartype)
+            checked = _checked(bare)
         try:
             return checked(*args, **kwargs)
         except TypeCheckError as err:
             token = kwargs.get("token")
-            if token is None or isinstance(token, bool):
+            if not token or isinstance(token, bool):
                 raise
             raise _without_token(err, token) from None
 
     return shell
+
+
+def _checked(fn: Callable[P, R]) -> Callable[P, R]:
+    from beartype import beartype  # half of what importing this package would cost beyond torch
+
+    return jaxtyped(fn, typechecker=beartype)
 
 
 def _without_token(err: TypeCheckError, token: object) -> TypeCheckError:

@@ -20,9 +20,10 @@ LAYERS: list[list[str]] = [
     ["pipeline < experiments < cli", "testing"],
     [""],  # crosscoders/__init__.py
 ]
-ALWAYS = {"torch", "numpy", "jaxtyping", "beartype", "safetensors", "tqdm"}
+ALWAYS = {"torch", "numpy", "jaxtyping", "safetensors", "tqdm"}
 # package -> (where it may be imported, must that be inside a function)
 RESTRICTED = {
+    "beartype": (("_typing",), True),
     "transformers": (("models", "zoo"), True),
     "transformer_lens": (("models", "zoo"), True),
     "tokenizers": (("models", "zoo"), True),
