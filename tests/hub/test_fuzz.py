@@ -128,7 +128,7 @@ def read_is_clean(folder: Path) -> bool:
     return accepted
 
 
-def fuzz(n_cases: int, case: Callable[[st.DataObject], None]) -> None:
+def assert_documented(n_cases: int, case: Callable[[st.DataObject], None]) -> None:
     """Run `case` on that many draws, the same ones every time."""
     options = settings(
         max_examples=n_cases,
@@ -190,14 +190,14 @@ CASES = {"config": config_case, "weights": weights_case}
 def test_broken_artifacts_raise_only_what_is_documented(tmp_path: Path, what: str) -> None:
     saved(tmp_path / "in" / "a")
     assert read_is_clean(tmp_path / "in" / "a")
-    fuzz(200, CASES[what](tmp_path / "in" / "a"))
+    assert_documented(200, CASES[what](tmp_path / "in" / "a"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", CASES)
 def test_two_thousand_broken_artifacts_raise_only_what_is_documented(tmp_path: Path, what: str) -> None:
     saved(tmp_path / "in" / "a")
-    fuzz(2000, CASES[what](tmp_path / "in" / "a"))
+    assert_documented(2000, CASES[what](tmp_path / "in" / "a"))
 
 
 @pytest.mark.slow
@@ -220,4 +220,4 @@ def test_broken_configs_pulled_from_a_hub_write_nothing_outside_the_cache(
             pull("someone/cross")
         assert outside(tmp_path / "cache") == before
 
-    fuzz(300, case)
+    assert_documented(300, case)

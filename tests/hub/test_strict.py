@@ -23,7 +23,7 @@ from tests.hub.toys import header_of, rewrite, saved
 WEIGHTS = "model.safetensors"
 
 
-def refused(folder: Path, match: str) -> None:
+def assert_refused(folder: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match) as caught:
         Crosscoder.from_pretrained(folder)
     assert str(folder) in str(caught.value)
@@ -113,7 +113,7 @@ WRONG: list[tuple[str, object, str]] = [
 def test_wrong_values_and_types_are_named(tmp_path: Path, path: str, value: object, match: str) -> None:
     saved(tmp_path / "a")
     change(tmp_path / "a", path, value)
-    refused(tmp_path / "a", match)
+    assert_refused(tmp_path / "a", match)
 
 
 @pytest.mark.parametrize("key", ["crosscoder", "training_summary", "files", "library_version"])
@@ -122,7 +122,7 @@ def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     content = header_of(tmp_path / "a")
     raw = json.dumps({k: v for k, v in content.items() if k != key})
     (tmp_path / "a" / "config.json").write_text(raw)
-    refused(tmp_path / "a", "missing keys|format_version")
+    assert_refused(tmp_path / "a", "missing keys|format_version")
 
 
 def raw_cases() -> dict[str, Callable[[bytes], bytes]]:
@@ -154,7 +154,7 @@ def test_bytes_that_are_not_our_json_are_refused(tmp_path: Path, case: str) -> N
     changed = raw_cases()[case](config.read_bytes())
     assert changed != config.read_bytes()
     config.write_bytes(changed)
-    refused(tmp_path / "a", "config.json")
+    assert_refused(tmp_path / "a", "config.json")
 
 
 @pytest.mark.parametrize("depth", range(850, 1000, 10))
@@ -163,14 +163,14 @@ def test_nesting_that_can_be_read_but_not_written_again_is_refused(tmp_path: Pat
     config = tmp_path / "a" / "config.json"
     nested = b'"steps": ' + b"[" * depth + b"]" * depth
     config.write_bytes(config.read_bytes().replace(b'"steps": 3', nested))
-    refused(tmp_path / "a", "config.json")
+    assert_refused(tmp_path / "a", "config.json")
 
 
 def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     with (tmp_path / "a" / "config.json").open("ab") as file:
         file.truncate(1 << 40)  # sparse: reading it would fill the memory
-    refused(tmp_path / "a", "expected at most 16777216 bytes")
+    assert_refused(tmp_path / "a", "expected at most 16777216 bytes")
 
 
 def reweighted(folder: Path, content: bytes) -> None:
@@ -206,7 +206,7 @@ def test_weights_that_contradict_the_config_are_refused(tmp_path: Path, case: st
     saved(tmp_path / "a")
     make, match = weight_cases()[case]
     reweighted(tmp_path / "a", save(make(load_file(tmp_path / "a" / WEIGHTS))))
-    refused(tmp_path / "a", match)
+    assert_refused(tmp_path / "a", match)
 
 
 class _Payload:
@@ -228,7 +228,7 @@ def test_a_pickle_in_disguise_is_refused_and_never_executed(tmp_path: Path, prot
     else:
         disguised.write_bytes(pickle.dumps(payload, protocol=int(protocol)))
     reweighted(tmp_path / "a", disguised.read_bytes())
-    refused(tmp_path / "a", "not readable as safetensors")
+    assert_refused(tmp_path / "a", "not readable as safetensors")
     assert not (tmp_path / "executed").exists()
 
 
@@ -262,7 +262,7 @@ def headers() -> dict[str, bytes]:
 def test_a_lying_safetensors_header_is_refused(tmp_path: Path, case: str) -> None:
     saved(tmp_path / "a")
     reweighted(tmp_path / "a", headers()[case])
-    refused(tmp_path / "a", "not readable as safetensors")
+    assert_refused(tmp_path / "a", "not readable as safetensors")
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
@@ -270,7 +270,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     saved(tmp_path / "a")
     (tmp_path / "a" / name).rename(tmp_path / "elsewhere")
     os.symlink("../elsewhere", tmp_path / "a" / name)
-    refused(tmp_path / "a", "leads out of its folder")
+    assert_refused(tmp_path / "a", "leads out of its folder")
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
@@ -278,7 +278,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> No
     saved(tmp_path / "a")
     (tmp_path / "a" / name).unlink()
     (tmp_path / "a" / name).mkdir()
-    refused(tmp_path / "a", "no such file|no file")
+    assert_refused(tmp_path / "a", "no such file|no file")
 
 
 def test_files_that_are_not_listed_are_never_read(tmp_path: Path) -> None:
@@ -325,10 +325,10 @@ def test_a_shape_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     change(tmp_path / "a", "crosscoder/n_latents", 2**50)
     assert read_header(tmp_path / "a")["crosscoder"]["n_latents"] == 2**50
-    refused(tmp_path / "a", "should have shape")
+    assert_refused(tmp_path / "a", "should have shape")
     save_file({"W_enc": torch.zeros(1)}, tmp_path / "one")
     reweighted(tmp_path / "a", (tmp_path / "one").read_bytes())
-    refused(tmp_path / "a", "should have shape")
+    assert_refused(tmp_path / "a", "should have shape")
 
 
 @pytest.mark.parametrize("how", [shutil.copy, os.replace], ids=["written", "replaced"])

@@ -46,7 +46,7 @@ def shard_of(folder: Path, name: str) -> Path:
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def both_refuse(folder: Path, message: str) -> None:
+def assert_both_refuse(folder: Path, message: str) -> None:
     """The whole and the truncated load, and the reader itself, end in the same clear error."""
     with pytest.raises(CheckpointError, match=message):
         CheckpointReader(folder).check_all()
@@ -90,26 +90,26 @@ def test_every_dtype_and_odd_shape_round_trips(tmp_path: Path, dtype: torch.dtyp
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
     shard_of(folder, EMBEDDING).unlink()
-    both_refuse(folder, "model-00001-of-.*: the index names this file, but it is missing")
+    assert_both_refuse(folder, "model-00001-of-.*: the index names this file, but it is missing")
 
 
 @pytest.mark.parametrize("n_left", [-1, -2000, 4, 8, 40, 0])
 def test_a_truncated_shard_is_refused(folder: Path, n_left: int) -> None:
     shard = shard_of(folder, EMBEDDING)
     shard.write_bytes(shard.read_bytes()[:n_left])
-    both_refuse(folder, f"{shard.name}: .* bytes")
+    assert_both_refuse(folder, f"{shard.name}: .* bytes")
 
 
 def test_a_longer_shard_is_refused(folder: Path) -> None:
     shard = shard_of(folder, EMBEDDING)
     shard.write_bytes(shard.read_bytes() + b"\0")
-    both_refuse(folder, r"expected \d+ bytes, got \d+")
+    assert_both_refuse(folder, r"expected \d+ bytes, got \d+")
 
 
 def test_a_tensor_that_its_shard_lacks_is_named(folder: Path) -> None:
     norm = "model.layers.0.input_layernorm.weight"
     edit_index(folder, lambda shards: shards.update({norm: shards["model.layers.3.mlp.up_proj.weight"]}))
-    both_refuse(folder, f"places tensor '{norm}' in this file, which lacks it")
+    assert_both_refuse(folder, f"places tensor '{norm}' in this file, which lacks it")
 
 
 def test_a_tensor_in_two_shards_is_ambiguous(folder: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_pickle_under_a_safetensors_name_is_not_executed(folder: Path, writer:
     sprung, shard = folder.parent / "sprung", shard_of(folder, EMBEDDING)
     with shard.open("wb") as file:
         pickle.dump(Trap(sprung), file) if writer == "pickle" else torch.save(Trap(sprung), file)
-    both_refuse(folder, "this is a pickle .* Nothing in it was executed")
+    assert_both_refuse(folder, "this is a pickle .* Nothing in it was executed")
     assert not sprung.exists()
 
 
@@ -238,21 +238,21 @@ def test_a_folder_of_pickle_files_alone_is_refused(folder: Path, name: str) -> N
     for file in (*folder.glob("*.safetensors"), folder / INDEX):
         file.unlink()
     torch.save(Trap(sprung), folder / name)
-    both_refuse(folder, "holds only pickle files .* Convert the model to safetensors first")
+    assert_both_refuse(folder, "holds only pickle files .* Convert the model to safetensors first")
     assert not sprung.exists()
 
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     for file in (*folder.glob("*.safetensors"), folder / INDEX):
         file.unlink()
-    both_refuse(folder, "neither model.safetensors nor model.safetensors.index.json is there")
+    assert_both_refuse(folder, "neither model.safetensors nor model.safetensors.index.json is there")
 
 
 def test_a_pipe_in_the_place_of_a_shard_does_not_hang(folder: Path) -> None:
     shard = shard_of(folder, EMBEDDING)
     shard.unlink()
     os.mkfifo(shard)
-    both_refuse(folder, "the index names this file, but it is missing")
+    assert_both_refuse(folder, "the index names this file, but it is missing")
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ DOCUMENTED = (CheckpointError, AdapterMismatchError)
 N_CASES = [pytest.param(70), pytest.param(2000, marks=pytest.mark.slow)]
 
 
-def fuzz(n_cases: int, damaged: st.SearchStrategy[bytes], target: Path, folder: Path) -> None:
+def assert_documented(n_cases: int, damaged: st.SearchStrategy[bytes], target: Path, folder: Path) -> None:
     sound, before = target.read_bytes(), sorted(folder.parent.rglob("*"))
     load_truncated(folder, up_to="half")  # sound as it is; also loads every module that loads late
 
@@ -293,13 +293,13 @@ def fuzz(n_cases: int, damaged: st.SearchStrategy[bytes], target: Path, folder: 
 
 @pytest.mark.parametrize("n_cases", N_CASES)
 def test_a_damaged_index_ends_in_a_documented_error(fuzzed: Path, n_cases: int) -> None:
-    fuzz(n_cases, damaged_json(json.loads((fuzzed / INDEX).read_text())), fuzzed / INDEX, fuzzed)
+    assert_documented(n_cases, damaged_json(json.loads((fuzzed / INDEX).read_text())), fuzzed / INDEX, fuzzed)
 
 
 @pytest.mark.parametrize("n_cases", N_CASES)
 def test_a_damaged_config_ends_in_a_documented_error(fuzzed: Path, n_cases: int) -> None:
     target = fuzzed / "config.json"
-    fuzz(n_cases, damaged_json(json.loads(target.read_text())), target, fuzzed)
+    assert_documented(n_cases, damaged_json(json.loads(target.read_text())), target, fuzzed)
 
 
 @pytest.mark.parametrize("n_cases", N_CASES)
@@ -314,4 +314,4 @@ def test_a_damaged_header_ends_in_a_documented_error(fuzzed: Path, n_cases: int)
         lambda text, length, n: safetensors_bytes(text, data[:n], length=length),
         damaged_json(header), st.none() | lengths, kept,
     )  # fmt: skip
-    fuzz(n_cases, damaged, target, fuzzed)
+    assert_documented(n_cases, damaged, target, fuzzed)

@@ -93,35 +93,35 @@ def load_sources(
     }
     _check_offloaded(models, requests, hooks)
     loaded = _load(models, requests, hooks=hooks, truncate=truncate)
-    tokenizers = {name: model.tokenizer for name, model in loaded.items()}
-    if isinstance(tokenizer, str):
-        tokenizer = _tokenizer_of(tokenizer, tokenizers)
-    elif tokenizer is not None:
-        tokenizers = {"tokenizer": tokenizer, **tokenizers}
-    policy = resolve_policy(id_policy, tokenizers)
-    first = next((found for found in tokenizers.values() if found is not None), None)
+    tokenizers, chosen = _tokenizers(loaded, tokenizer)
     return ModelSources(
         loaded,
         hook_names={name: model.resolve_hook(hooks[name]) for name, model in loaded.items()},
-        tokenizer=first if tokenizer is None else tokenizer,
+        tokenizer=chosen,
         reads_on={
             name: request.device or torch.device("cpu")
             for name, request in requests.items()
             if request.is_offloaded
         },
-        id_policy=policy,
+        id_policy=resolve_policy(id_policy, tokenizers),
         onto=None if onto is None else torch.device(onto),
     )
 
 
-def _tokenizer_of(name: str, tokenizers: Mapping[str, Any]) -> Any:
-    if tokenizers.get(name) is None:
-        having = sorted(source for source, own in tokenizers.items() if own is not None)
+def _tokenizers(models: Mapping[str, LanguageModel], given: Any) -> tuple[dict[str, Any], Any]:
+    """Every tokenizer that the ids must suit, by name, and the one that makes them."""
+    own = {name: model.tokenizer for name, model in models.items()}
+    if given is None:
+        return own, next((found for found in own.values() if found is not None), None)
+    if not isinstance(given, str):
+        return {"tokenizer": given, **own}, given
+    if own.get(given) is None:
+        having = sorted(name for name, found in own.items() if found is not None)
         raise ValueError(
-            f"load_sources: tokenizer={name!r} asks for the one of that source, but of {sorted(tokenizers)} "
+            f"load_sources: tokenizer={given!r} asks for the one of that source, but of {sorted(own)} "
             f"only {having} have a tokenizer; name one of these or pass a tokenizer."
         )
-    return tokenizers[name]
+    return own, own[given]
 
 
 def _by_source(what: str, value: Any, names: Sequence[str]) -> dict[str, Any]:

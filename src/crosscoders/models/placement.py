@@ -1,14 +1,11 @@
 """Weights that live in CPU memory and visit a device only while their model reads."""
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from crosscoders._typing import typed
 
 
 @contextmanager
@@ -40,17 +37,6 @@ def weights_on(module: nn.Module, device: torch.device) -> Iterator[None]:
         copies.clear()
         for place, name, tensor in places:
             place[name] = tensor
-
-
-@typed
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; what is shared (tied embeddings) counts once.
-
-    Args:
-        module: The model, on any device.
-    """
-    tensors = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _copy_on(device: torch.device, tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from tests.hub.formats.foreign_cases import (
 )
 
 
-def refused(case: Case, folder: Path, match: str, **given: Any) -> None:
+def assert_refused(case: Case, folder: Path, match: str, **given: Any) -> None:
     """Reading raises, and conversion raises and leaves nothing."""
     theirs, ours = case.write(folder / "theirs"), folder / "ours"
     with pytest.raises(ValueError, match=match):
@@ -55,12 +55,12 @@ def changed(case: Case, *, config: dict[str, Any] | None = None, **tensors: Any)
 )
 def test_a_missing_scale_is_never_guessed(case: Case, tmp_path: Path) -> None:
     k = {"k": case.given["k"]} if "k" in case.given else {}
-    refused(case, tmp_path, r"not guessed; give scale=", scale=None, **k)
+    assert_refused(case, tmp_path, r"not guessed; give scale=", scale=None, **k)
 
 
 @pytest.mark.parametrize("name", ["dl, CROSSCODER", "dl, one factor", "crosscode, folded", "sparsify"])
 def test_a_scale_that_the_file_carries_is_not_replaced(name: str, tmp_path: Path) -> None:
-    refused(CASES[name], tmp_path, r"leave out scale=", scale=(1.0,) * CASES[name].n_sources)
+    assert_refused(CASES[name], tmp_path, r"leave out scale=", scale=(1.0,) * CASES[name].n_sources)
 
 
 @pytest.mark.parametrize(
@@ -74,25 +74,25 @@ def test_a_scale_that_the_file_carries_is_not_replaced(name: str, tmp_path: Path
     ],
 )
 def test_a_scale_that_does_not_fit_is_refused(scale: Any, match: str, tmp_path: Path) -> None:
-    refused(ckkissane(), tmp_path, match, scale=scale)
+    assert_refused(ckkissane(), tmp_path, match, scale=scale)
 
 
 def test_sources_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    refused(ckkissane(), tmp_path / "a", "2 sources of widths", scale=SCALE, sources=("only",))
-    refused(ckkissane(), tmp_path / "b", "unique", scale=SCALE, sources=("x", "x"))
+    assert_refused(ckkissane(), tmp_path / "a", "2 sources of widths", scale=SCALE, sources=("only",))
+    assert_refused(ckkissane(), tmp_path / "b", "unique", scale=SCALE, sources=("x", "x"))
 
 
 def test_k_is_never_guessed_and_not_contradicted(tmp_path: Path) -> None:
     scale = jnward().given["scale"]
-    refused(jnward(in_file=False), tmp_path / "a", "give k=", scale=scale)
-    refused(jnward(), tmp_path / "b", "says k=4", scale=scale, k=7)
-    refused(changed(sparsify(), config={"k": 2.5}), tmp_path / "c", "positive integer")
-    refused(changed(sparsify(), config={"k": 99}), tmp_path / "d", "no crosscoder that can be built")
+    assert_refused(jnward(in_file=False), tmp_path / "a", "give k=", scale=scale)
+    assert_refused(jnward(), tmp_path / "b", "says k=4", scale=scale, k=7)
+    assert_refused(changed(sparsify(), config={"k": 2.5}), tmp_path / "c", "positive integer")
+    assert_refused(changed(sparsify(), config={"k": 99}), tmp_path / "d", "no crosscoder that can be built")
 
 
 def test_a_k_that_nothing_uses_is_refused(tmp_path: Path) -> None:
-    refused(ckkissane(), tmp_path / "a", "keeps no fixed number", scale=SCALE, k=3)
-    refused(saelens("jumprelu"), tmp_path / "b", "keeps no fixed number", k=3)
+    assert_refused(ckkissane(), tmp_path / "a", "keeps no fixed number", scale=SCALE, k=3)
+    assert_refused(saelens("jumprelu"), tmp_path / "b", "keeps no fixed number", k=3)
 
 
 @pytest.mark.parametrize("stated", [{"code_normalization": "NONE"}, {"dict_size": 7}, {"activation_dim": 5}])
@@ -129,14 +129,14 @@ def test_sizes_that_no_byte_stands_for_ask_for_no_memory(
 def test_codes_gated_per_source_or_head_are_refused_with_the_reason(tmp_path: Path) -> None:
     decoupled = changed(dictionary_learning("CROSSCODER"), threshold=torch.tensor([1.0, 2.0]))
     decoupled.tensors["code_normalization_id"] = torch.tensor(5)
-    refused(decoupled, tmp_path / "a", "each source has its own gate")
+    assert_refused(decoupled, tmp_path / "a", "each source has its own gate")
     heads = Case(
         format_name="llamascopium",
         tensors={"W_E": torch.zeros(2, 6, 8), "b_E": torch.zeros(2, 8), "W_D": torch.zeros(2, 8, 6)},
         encode=torch.relu,
         decode=torch.relu,
     )
-    refused(heads, tmp_path / "b", "gates its codes per head")
+    assert_refused(heads, tmp_path / "b", "gates its codes per head")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_codes_gated_per_source_or_head_are_refused_with_the_reason(tmp_path: Pa
     ids=range(17),
 )
 def test_rules_that_cannot_be_represented_say_why(case: Case, match: str, tmp_path: Path) -> None:
-    refused(case, tmp_path, match)
+    assert_refused(case, tmp_path, match)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_rules_that_cannot_be_represented_say_why(case: Case, match: str, tmp_pa
     ids=range(13),
 )
 def test_files_that_contradict_themselves_are_refused(case: Case, match: str, tmp_path: Path) -> None:
-    refused(case, tmp_path, match)
+    assert_refused(case, tmp_path, match)
 
 
 def test_tensors_that_fit_two_formats_name_both(tmp_path: Path) -> None:
     both = changed(saelens("standard"), **sparsify().tensors)
-    refused(both, tmp_path, r"more than one format: \['saelens', 'sparsify'\]")
+    assert_refused(both, tmp_path, r"more than one format: \['saelens', 'sparsify'\]")
 
 
 def test_several_crosscoders_in_a_folder_have_to_be_named(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_archives_that_would_grow_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="compressed entries"):
         read_foreign(tmp_path / "5.pt", scale=SCALE, allow_pickle_files=True)
     path.unlink()
-    refused(
+    assert_refused(
         changed(ckkissane(), b_enc=torch.zeros(1).expand(10**9)), tmp_path / "x", "claims 4000000000 bytes"
     )
 
