@@ -21,7 +21,7 @@ from crosscoders.pipeline.bundled import FAMILY, DemoData, demo_config, demo_cor
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents, shuffled
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.demo import split_table
-from crosscoders.pipeline.run import fit_crosscoder
+from crosscoders.pipeline.fit import fit_crosscoder
 from crosscoders.zoo import model_path
 from crosscoders.zoo.recipe import RECIPES
 from crosscoders.zoo.train import build_model

@@ -18,8 +18,9 @@ from crosscoders.models.base import LanguageModel
 from crosscoders.models.model_config import cut_config, read_config
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
+from crosscoders.pipeline.fit import fit_crosscoder
 from crosscoders.pipeline.plan import plan
-from crosscoders.pipeline.run import fit_crosscoder, measure_reconstruction
+from crosscoders.pipeline.run import measure_reconstruction
 from crosscoders.pipeline.sizes import shown_bytes
 
 N_STEPS = 12  # enough for the first window and for every kind of tensor that a step makes

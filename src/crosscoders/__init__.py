@@ -1,5 +1,6 @@
 """Sparse crosscoders that say what distillation changed between two language models."""
 
+import crosscoders.diffing as diffing
 import crosscoders.experiments as experiments
 import crosscoders.geometry as geometry
 import crosscoders.hub as hub
@@ -9,10 +10,12 @@ import crosscoders.losses as losses
 import crosscoders.metrics as metrics
 import crosscoders.models as models
 import crosscoders.reasoning as reasoning
+import crosscoders.structures as structures
 from crosscoders._version import __version__
 from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, TopK
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
+from crosscoders.diffing import SpikeIn, Verdicts
 from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
 from crosscoders.experiments import (
     Finding,
@@ -35,12 +38,14 @@ from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
 from crosscoders.losses import (
     AuxK,
     DecoderNormL1,
+    DifferenceReconstruction,
     JumpReLUL0,
     LossBreakdown,
     LossContext,
     LossTerm,
     PreActivation,
     Reconstruction,
+    SharedDecoderNormL1,
     TanhSparsity,
 )
 from crosscoders.models import IdPolicy, IdRule, LanguageModel, load_model, stream_texts
@@ -49,9 +54,11 @@ from crosscoders.pipeline.diff import diff
 from crosscoders.pipeline.model_config import ModelConfig
 from crosscoders.pipeline.plan import Plan, plan
 from crosscoders.pipeline.run import Run
+from crosscoders.pipeline.verify import Verification, VerifyOptions, verify
 from crosscoders.reasoning import EndpointConfig, LexicalAnnotator, LLMAnnotator
 from crosscoders.report.inspection import Inspection, inspect_text
 from crosscoders.sources import Source, scale_from_mean_norm
+from crosscoders.structures import DedicatedLatents, SharedLatents, Structure
 from crosscoders.training import (
     Callback,
     History,
@@ -59,6 +66,7 @@ from crosscoders.training import (
     StepReport,
     Trainer,
     TrainerConfig,
+    fit_many,
     warm_start,
 )
 
@@ -80,6 +88,8 @@ __all__ = [
     "CrosscodersError",
     "DataConfig",
     "DecoderNormL1",
+    "DedicatedLatents",
+    "DifferenceReconstruction",
     "EndpointConfig",
     "Finding",
     "GeometryProbe",
@@ -110,10 +120,14 @@ __all__ = [
     "Run",
     "RunConfig",
     "Scale",
+    "SharedDecoderNormL1",
+    "SharedLatents",
     "Source",
     "SparseLatents",
+    "SpikeIn",
     "SteeringHook",
     "StepReport",
+    "Structure",
     "Study",
     "TanhSparsity",
     "TextPart",
@@ -121,13 +135,18 @@ __all__ = [
     "TopK",
     "Trainer",
     "TrainerConfig",
+    "Verdicts",
+    "Verification",
+    "VerifyOptions",
     "WordTask",
     "__version__",
     "bundled_plan",
     "convert",
     "diff",
+    "diffing",
     "estimate_scale",
     "experiments",
+    "fit_many",
     "from_pretrained",
     "geometry",
     "hub",
@@ -149,6 +168,8 @@ __all__ = [
     "run_experiment",
     "scale_from_mean_norm",
     "stream_texts",
+    "structures",
     "tabulate_latents",
+    "verify",
     "warm_start",
 ]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 
+_Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -171,3 +173,30 @@ def percentile_interval(values: Float[Tensor, " _resample"], *, confidence: floa
     ends = torch.tensor([tail, 1 - tail], dtype=values.dtype, device=values.device)
     low, high = torch.nanquantile(values, ends).tolist()
     return low, high
+
+
+@typed
+def wilson_interval(n_yes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927), which stays inside [0, 1] and serves 0 of n too.
+
+    With z = 1.96 and p = n_yes / n: center (p + z^2 / 2n) / (1 + z^2 / n), half width
+    z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n).
+
+    Args:
+        n_yes: Items that say yes.
+        n: All items.
+
+    Returns:
+        Lower and upper end; NaN without items.
+
+    Raises:
+        ValueError: Not 0 <= n_yes <= n.
+    """
+    if not 0 <= n_yes <= n:
+        raise ValueError(f"wilson_interval: expected 0 <= n_yes <= n, got {n_yes} of {n}.")
+    if n == 0:
+        return math.nan, math.nan
+    share, z2 = n_yes / n, _Z95**2
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return center - half, center + half

@@ -1,6 +1,7 @@
-"""The command line: `crosscoders demo`, `run`, `plan`, `convert`, `inspect`, `experiment` and `reproduce`."""
+"""The command line: `crosscoders demo`, `run`, `verify`, `plan`, `convert` and the experiments."""
 
 import argparse
+import dataclasses
 import logging
 import sys
 import tomllib
@@ -23,6 +24,7 @@ from crosscoders.pipeline.plan import plan
 from crosscoders.pipeline.presets import PRESETS
 from crosscoders.pipeline.run import run
 from crosscoders.pipeline.sizes import parse_bytes
+from crosscoders.pipeline.verify import VerifyOptions, verify
 from crosscoders.report.inspection import inspect_text
 
 
@@ -98,6 +100,14 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_experiments(commands: Any) -> None:
+    verifier = commands.add_parser("verify", help="which latents are really specific to one model")
+    verifier.add_argument("run", type=Path, help="folder of a finished run")
+    verifier.add_argument("--null", help="folder or Hub id of the base after benign training")
+    verifier.add_argument("--out", type=Path, help="folder (default: RUN/verify)")
+    verifier.add_argument("--short", action="store_true", help="one crosscoder of each: no seeds compared")
+    verifier.add_argument("--seeds", type=int, help="crosscoders of the pair and of each null (default: 3)")
+    verifier.add_argument("--seed", type=int, default=0, help="of the verification (default: %(default)s)")
+    verifier.set_defaults(command=_verify)
     inspector = commands.add_parser("inspect", help="active latents on every token of a text")
     inspector.add_argument("run", type=Path, help="folder of a finished run")
     inspector.add_argument("--prompt", required=True, help="the text")
@@ -115,6 +125,19 @@ def _add_experiments(commands: Any) -> None:
     everything.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default: %(default)s")
     everything.add_argument("--seed", type=int, default=0, help="of a bundled pair (default: %(default)s)")
     everything.set_defaults(command=_reproduce)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    options = (
+        VerifyOptions.short(seed=arguments.seed) if arguments.short else VerifyOptions(seed=arguments.seed)
+    )
+    if arguments.seeds is not None:
+        options = dataclasses.replace(options, n_seeds=arguments.seeds, n_null_seeds=arguments.seeds)
+    found = verify(
+        arguments.run, null=arguments.null, out=arguments.out, options=options, say=lambda text: print(text)
+    )
+    print(f"\n{found.summary()}\n\nThe verdict on every latent lies in {found.out / 'verdicts.csv'}.")
+    return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -28,12 +28,14 @@ class TokenBatch:
         token_ids: What the models read.
         origin: Index into the caller's kinds of text.
         answers: For each question one answer per token: 1 yes, 0 no, -1 not asked.
+        sequence: Number of the sequence that each token comes from, where the caller knows.
     """
 
     rows: Float[Tensor, "batch width"]
     token_ids: Int[Tensor, " batch"]
     origin: Int[Tensor, " batch"]
     answers: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict)
+    sequence: Int[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)

@@ -202,3 +202,35 @@ def source_index(sources: Sequence[Source], name: str) -> int:
     if name not in names:
         raise ValueError(f"no source is named {name!r}; the sources are {names}.")
     return names.index(name)
+
+
+@typed
+def compared_pair(
+    sources: Sequence[Source], pair: tuple[str, str] | None, *, where: str, one_width: bool = False
+) -> tuple[Source, Source]:
+    """The sources that are compared: those named, or the first and the last.
+
+    Args:
+        sources: All sources.
+        pair: Names of two of them, or None.
+        where: Start of the message.
+        one_width: Whether the two must have one width, as a common space wants it.
+
+    Returns:
+        First and second.
+
+    Raises:
+        ValueError: A name that no source has, one source twice, or unequal widths where these are refused.
+    """
+    names = pair or (sources[0].name, sources[-1].name)
+    if names[0] == names[1]:
+        raise ValueError(
+            f"{where}: needs two different sources, got {names} of {[source.name for source in sources]}."
+        )
+    first, second = (sources[source_index(sources, name)] for name in names)
+    if one_width and first.d_model != second.d_model:
+        raise ValueError(
+            f"{where}: a difference of activations needs one width, but {first.name!r} has {first.d_model} "
+            f"and {second.name!r} has {second.d_model}."
+        )
+    return first, second

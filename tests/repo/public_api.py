@@ -22,6 +22,8 @@ NAMESPACES = [
     "testing",
     "metrics",
     "losses",
+    "structures",
+    "diffing",
     "reasoning",
     "interventions",
     "geometry",

@@ -27,6 +27,12 @@ _OBJECTIVE: tuple[cc.LossTerm, ...] = (
     cc.JumpReLUL0(),
     cc.TanhSparsity(),
     cc.PreActivation(),
+    cc.DifferenceReconstruction(),
+    cc.SharedDecoderNormL1(n_shared=1),
+)
+_STRUCTURES: tuple[cc.Structure, ...] = (
+    cc.SharedLatents(n_shared=1),
+    cc.DedicatedLatents(n_per_source=(1, 1)),
 )
 # Below these keys stands what another library, the caller or the data decide.
 _FOREIGN = ("trainer.optimizer", "trainer.callbacks", "batches.state", "training_summary.")
@@ -64,7 +70,10 @@ def config_lines() -> Iterator[str]:
         yield from _lines(f"activation_fn {spec.kind}", spec.to_dict())
     for term in _OBJECTIVE:
         yield from _lines(f"objective {term.name}", {"term": term.name, **dataclasses.asdict(term)})
-    config = dataclasses.replace(toy_crosscoder(cc.ReLU()).config, sources=_SOURCES[:1])
+    for structure in _STRUCTURES:
+        yield from _lines(f"structure {structure.kind}", structure.to_dict())
+    one = (_SOURCES[0], dataclasses.replace(_SOURCES[0], name="other"))
+    config = dataclasses.replace(toy_crosscoder(cc.ReLU()).config, sources=one, structure=_STRUCTURES[0])
     yield from _lines("CrosscoderConfig", _without(config.to_dict(), "activation_fn", "sources"))
     yield from _lines("TrainerConfig", cc.TrainerConfig().to_dict())
     parts = (cc.TextPart(path="a.txt"), cc.TextPart(path="b.txt"))

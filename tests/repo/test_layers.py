@@ -12,10 +12,11 @@ from tests.repo.source_tree import Import, imports_of, read_modules
 LAYERS: list[list[str]] = [
     ["errors < _typing < _version < _io"],
     ["sources < metrics", "bootstrap", "kernels", "provenance"],
-    ["activation_fns"],
+    ["activation_fns", "structures"],
     ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
     ["evaluation", "geometry", "hub", "reasoning < latents < interventions"],
     ["training"],
+    ["diffing"],
     ["zoo", "report"],
     ["pipeline < experiments < cli", "testing"],
     [""],  # crosscoders/__init__.py

@@ -1,9 +1,6 @@
 """Opening a finished run for experiments: models, crosscoder, text and table, checked to belong together."""
 
-import json
-import logging
 from pathlib import Path
-from typing import Any
 
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
@@ -12,13 +9,10 @@ from crosscoders.experiments.study import Study
 from crosscoders.experiments.text_material import MaterialConfig, text_material
 from crosscoders.harvest import ModelSources
 from crosscoders.latents import LatentTable
-from crosscoders.pipeline.bundled import bundled_sources, held_out_corpus, held_out_splits, is_bundled
-from crosscoders.pipeline.config import RunConfig
+from crosscoders.pipeline.bundled import held_out_corpus, held_out_splits, is_bundled
 from crosscoders.pipeline.corpus import Corpus
-from crosscoders.pipeline.pair import MODULE, load_pair, pair_corpus
-from crosscoders.provenance import data_fingerprint
-
-log = logging.getLogger(__name__)
+from crosscoders.pipeline.finished import check_same_text, open_sources, read_crosscoder, read_record
+from crosscoders.pipeline.pair import pair_corpus
 
 
 @typed
@@ -46,19 +40,19 @@ def open_study(
         CheckpointError: The crosscoder's files were changed.
     """
     folder = Path(run)
-    record, config = _record(folder)
+    record, config = read_record(folder)
     if not (folder / "latents.json").exists():
         raise ValueError(f"open_study: the run in {folder} is not finished (no latents.json); resume it.")
-    crosscoder = _crosscoder(folder, config)
+    crosscoder = read_crosscoder(folder, config)
     is_own = is_bundled(config)
-    sources = _sources(config) if sources is None else sources
+    sources = open_sources(config) if sources is None else sources
     if is_own and corpus is None:
         splits = held_out_splits(sources, config)
         corpus, found = held_out_corpus(splits), bundled_material(splits)
     else:
         corpus = pair_corpus(config, sources) if corpus is None else corpus
         found = text_material(material or MaterialConfig(), sources=sources, corpus=corpus)
-    _check_text(record["data"], corpus, where=folder, may_differ=is_own)
+    check_same_text(record["data"], corpus, where=folder, may_differ=is_own)
     return Study(
         config=config,
         crosscoder=crosscoder,
@@ -85,39 +79,5 @@ def open_models(run: str | Path, *, truncate: bool = False) -> tuple[Crosscoder,
         ValueError: The run names models that cannot be loaded.
         CheckpointError: The crosscoder's files were changed.
     """
-    _, config = _record(Path(run))
-    return _crosscoder(Path(run), config), _sources(config, truncate=truncate)
-
-
-def _record(folder: Path) -> tuple[dict[str, Any], RunConfig]:
-    file = folder / "run.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{folder} holds no run.json; pass the folder of a finished run.")
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return record, RunConfig.from_dict(record["config"])
-
-
-def _crosscoder(folder: Path, config: RunConfig) -> Crosscoder:
-    return Crosscoder.from_pretrained(folder / "crosscoder").to(config.device)
-
-
-def _sources(config: RunConfig, *, truncate: bool = False) -> ModelSources:
-    if is_bundled(config):
-        return bundled_sources(config)
-    for model in config.models().values():
-        if model.path.startswith(MODULE):
-            raise ValueError(
-                f"open_study: the run was made with a module in memory ({model.path}); pass "
-                "sources=load_sources({'base': ..., 'distilled': ...}, hook_name=...)."
-            )
-    return load_pair(config, truncate=truncate)
-
-
-def _check_text(data: dict[str, Any], corpus: Corpus, *, where: Path, may_differ: bool) -> None:
-    """Token ids that a model sampled may differ on another machine; files must not."""
-    if data["held_out_sha256"] == data_fingerprint(corpus.held_out):
-        return
-    said = f"open_study: the held-out text is not the one that the run in {where} was measured on"
-    if not may_differ:
-        raise ValueError(f"{said}; was the text file or the tokenizer changed? Run it again.")
-    log.warning("%s: sampled answers came out differently on this machine.", said)
+    _, config = read_record(Path(run))
+    return read_crosscoder(Path(run), config), open_sources(config, truncate=truncate)

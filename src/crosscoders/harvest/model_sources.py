@@ -16,7 +16,7 @@ from crosscoders.models.hooks import parse_residual_hook
 from crosscoders.models.id_policy import IdPolicy
 from crosscoders.models.placement import weights_on
 from crosscoders.models.tokens import tokenizer_fingerprint
-from crosscoders.sources import Source, check_sources, column_slices, width
+from crosscoders.sources import Source, check_sources, column_slices, source_index, width
 
 # Largest difference that rounding explains between two orders of summation in attention. Seen with random
 # weights: 5e-7 (float32, 4 layers, d_model 512), a few 1e-3 (bfloat16).
@@ -69,6 +69,26 @@ class ModelSources:
             for name, model in self.models.items()
         )
         check_sources(self.sources)
+
+    @typed
+    def only(self, names: Sequence[str]) -> "ModelSources":
+        """Some of the sources, in the order given, with the same models.
+
+        Args:
+            names: Names of sources.
+
+        Raises:
+            ValueError: No such source, or one twice.
+        """
+        at = [source_index(self.sources, name) for name in names]
+        return ModelSources(
+            {name: self.models[name] for name in names},
+            hook_names={self.sources[i].name: self.sources[i].hook_name for i in at},
+            tokenizer=self.tokenizer,
+            reads_on={name: device for name, device in self._reads_on.items() if name in names},
+            id_policy=self.id_policy,
+            onto=self._onto,
+        )
 
     @property
     def exclude_token_ids(self) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from crosscoders.zoo.vocabulary import END_OF_TEXT, encode, token_ids
 
 FAMILY = "tiny-reasoner"
 ZOO = "zoo:"
+BUNDLED_NULL = f"{ZOO}{FAMILY}/null"
 # Later than half depth, where one latent tells onsets of self-reflection better: AUROC on the scoring split
 # 0.905, 0.897, 0.945 at the inputs of blocks 3, 4, 5 (one run each; 1.0M, 0.7M, 0.6M tokens; 2026-11).
 HOOK_NAME = "blocks.5.hook_resid_pre"
@@ -74,17 +75,20 @@ def is_bundled(config: RunConfig) -> bool:
 
 
 @typed
-def bundled_sources(config: RunConfig) -> ModelSources:
+def bundled_sources(config: RunConfig, *, null: str | None = None) -> ModelSources:
     """The models that a bundled configuration names, each with its hook.
 
     Args:
         config: A configuration whose models are written `zoo:FAMILY/MEMBER`.
+        null: A third model, written likewise or as a folder.
     """
-    paths = {
-        name: str(model_path(*model.path.removeprefix(ZOO).split("/")))
-        for name, model in config.models().items()
-    }
-    return load_pair(config, base=paths["base"], distilled=paths["distilled"])
+    paths = {name: _bundled_path(model.path) for name, model in config.models().items()}
+    third = None if null is None else _bundled_path(null)
+    return load_pair(config, base=paths["base"], distilled=paths["distilled"], null=third)
+
+
+def _bundled_path(name: str) -> str:
+    return str(model_path(*name.removeprefix(ZOO).split("/"))) if name.startswith(ZOO) else name
 
 
 def demo_config(out: str, *, seed: int = 0) -> RunConfig:

@@ -14,10 +14,12 @@ from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, 
 from crosscoders.losses import (
     AuxK,
     DecoderNormL1,
+    DifferenceReconstruction,
     JumpReLUL0,
     LossTerm,
     PreActivation,
     Reconstruction,
+    SharedDecoderNormL1,
     TanhSparsity,
 )
 from crosscoders.models.id_policy import IdPolicy
@@ -27,7 +29,17 @@ from crosscoders.training import TrainerConfig
 
 ALL_TEXT = "all"  # what tables call the whole held-out text
 LOSS_TERMS: dict[str, type[LossTerm]] = {
-    term.name: term for term in (Reconstruction, DecoderNormL1, AuxK, JumpReLUL0, TanhSparsity, PreActivation)
+    term.name: term
+    for term in (
+        Reconstruction,
+        DifferenceReconstruction,
+        DecoderNormL1,
+        SharedDecoderNormL1,
+        AuxK,
+        JumpReLUL0,
+        TanhSparsity,
+        PreActivation,
+    )
 }
 
 

@@ -90,6 +90,7 @@ class Corpus:
                 rows=activations[kept.to(activations.device)],
                 token_ids=self.held_out[rows][kept],
                 origin=self.origin[rows][kept],
+                sequence=start + kept.nonzero()[:, 0],
                 answers={name: answer[rows][kept] for name, answer in self.answers.items()},
             )
 

@@ -1,4 +1,4 @@
-"""`crosscoders demo`: the main job on the bundled pair, then its latents per category, and steering."""
+"""`crosscoders demo`: the main job on the bundled pair, latents per category, steering, verification."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from crosscoders.crosscoder import Crosscoder
 from crosscoders.harvest import ModelSources
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.pipeline.bundled import (
+    BUNDLED_NULL,
     DemoData,
     bundled_sources,
     demo_config,
@@ -29,6 +30,7 @@ from crosscoders.pipeline.steering import (
     steering_lines,
     steering_record,
 )
+from crosscoders.pipeline.verify import VerifyOptions, verify_on
 from crosscoders.provenance import write_manifest
 from crosscoders.reasoning.snippets import top_snippets
 from crosscoders.report.figures.steering import steering_curves
@@ -120,6 +122,21 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
         steering_curves(steering_figure_data(found), list(found.strengths), figure)
     except ImportError as err:
         say(f"No steering figure: {err}")
+    _verify(run, config, data, say)
     write_manifest(run.out)
     say(f"\nEverything lies in {run.out}; figures/ holds the pictures, latents.csv the table.")
     return run
+
+
+def _verify(run: Run, config: RunConfig, data: DemoData, say: Callable[[str], None]) -> None:
+    """The short form of `crosscoders verify`: which of the latents are really one model's."""
+    say("\nVerification, short form (crosscoders verify has the whole one, with seeds compared):")
+    found = verify_on(
+        run.crosscoder,
+        bundled_sources(config, null=BUNDLED_NULL),
+        demo_corpus(data),
+        config,
+        out=run.out / "verify",
+        options=VerifyOptions.short(seed=config.seed),
+    )
+    say(found.summary())

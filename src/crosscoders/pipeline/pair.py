@@ -1,5 +1,6 @@
 """The two models of a configuration, loaded as it says, and its text as they read it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def load_pair(
     distilled: Any = None,
     tokenizer: Any = None,
     truncate: bool = False,
+    null: str | None = None,
 ) -> ModelSources:
     """Load both models with their dtype, device, revision and offloading, and the policy for token ids.
 
@@ -29,16 +31,20 @@ def load_pair(
         distilled: Likewise.
         tokenizer: Needed if modules come without one.
         truncate: Read each folder or Hub id only up to the hook.
+        null: Folder or Hub id of a third model, loaded as the base is: the base after benign training, with
+            which `crosscoders verify` measures what chance finds.
 
     Returns:
-        The sources "base" and "distilled".
+        The sources "base" and "distilled", and "null" if there is one.
 
     Raises:
         ValueError: A device that this machine lacks, or as for `load_sources`.
         AdapterMismatchError: As for `load_sources`.
     """
-    given = {"base": base, "distilled": distilled}
+    given = {"base": base, "distilled": distilled, "null": None}
     wanted = config.models()
+    if null is not None:
+        wanted = {**wanted, "null": dataclasses.replace(wanted["base"], path=null, revision=None)}
     models = {name: model.path if given[name] is None else given[name] for name, model in wanted.items()}
     is_path = {name: isinstance(model, str | Path) for name, model in models.items()}
     devices = {name: model.device or config.device for name, model in wanted.items()}

@@ -12,24 +12,21 @@ import torch
 
 from crosscoders._io import atomic_write_json, atomic_write_text, sha256_file
 from crosscoders._typing import typed
-from crosscoders.buffer import ActivationBuffer
-from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
+from crosscoders.crosscoder import Crosscoder
 from crosscoders.evaluation import ReconstructionScorer, ReconstructionScores, TokenMeans
 from crosscoders.harvest import ModelSources
 from crosscoders.interventions import SpliceScores, splice_scores
 from crosscoders.latents import LatentTable, tabulate_latents
-from crosscoders.losses import LossTerm
 from crosscoders.models.context import context_warning
 from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
-from crosscoders.pipeline.corpus import Corpus, training_batches
+from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.evaluation_text import evaluation_lines
+from crosscoders.pipeline.fit import fit_crosscoder
 from crosscoders.pipeline.pair import load_pair, pair_corpus
 from crosscoders.provenance import data_fingerprint, run_record, write_manifest
 from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
 from crosscoders.row_stream import excluded_ids
-from crosscoders.sources import Source
-from crosscoders.training import Callback, History, ProgressBar, Trainer
-from crosscoders.training.warm_start import warm_start as warm_started
+from crosscoders.training import Callback, History, ProgressBar
 
 log = logging.getLogger(__name__)
 _TOKEN_MEAN_ROWS = 512  # rows of training text behind the table of token means
@@ -56,80 +53,6 @@ class Run:
         return "\n".join(
             [*evaluation_lines(names, self.reconstruction, self.splice), "", self.latents.summary()]
         )
-
-
-@typed
-def fit_crosscoder(
-    sources: ModelSources,
-    corpus: Corpus,
-    config: RunConfig,
-    *,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: Path | None = None,
-    resume: bool = False,
-    warm_start: Path | str | None = None,
-) -> Crosscoder:
-    """Train a crosscoder on the activations of a corpus.
-
-    Args:
-        sources: The models, each with its hook.
-        corpus: Tokens to train on.
-        config: Dictionary, objective, optimiser and buffer.
-        callbacks: Observers of the training.
-        checkpoint_dir: Where checkpoints go, if the config asks for them.
-        resume: Go on from the newest checkpoint there; the result is that of a run without interruption.
-        warm_start: Folder of a saved crosscoder to begin with, instead of at random; see
-            `training.warm_start`.
-
-    Returns:
-        The trained crosscoder in evaluation mode, its threshold calibrated.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    batches = training_batches(corpus, config.data)
-    buffer = ActivationBuffer(
-        sources,
-        batches,
-        max_bytes=config.data.buffer_bytes,
-        generator=generator,
-        batch_tokens=config.data.batch_tokens,
-        exclude_token_ids=corpus.exclude_token_ids,
-        skip_positions=config.data.skip_positions,
-        max_norm_multiple=config.data.max_norm_multiple,
-        epochs=config.data.epochs,
-    )
-    if warm_start is None:
-        begin = CrosscoderConfig(
-            sources=buffer.sources, n_latents=config.n_latents, activation_fn=config.activation_fn
-        )
-        crosscoder = Crosscoder(begin, generator=generator).to(config.device)
-        keep = corpus.kept(batches[0], config.data)
-        crosscoder.initialize_bias(sources.harvest(batches[0])[keep].to(config.device))
-    else:
-        crosscoder = _begun_with(warm_start, sources=buffer.sources, config=config)
-    training = config.training
-    if training.total_tokens is None and buffer.n_tokens is None:
-        # How many outliers there are, only running tells: the schedule counts them in.
-        n_rows = sum(int(corpus.kept(tokens, config.data).sum()) for tokens in batches)
-        training = dataclasses.replace(training, total_tokens=n_rows * config.data.epochs)
-    objective: Sequence[LossTerm] = config.objective or default_objective(config.activation_fn)
-    trainer = Trainer(
-        crosscoder, objective, config=training, callbacks=callbacks, checkpoint_dir=checkpoint_dir
-    )
-    if resume and checkpoint_dir is not None:
-        trainer.resume(checkpoint_dir)
-    trainer.fit(buffer)
-    return crosscoder.eval()
-
-
-def _begun_with(path: Path | str, *, sources: Sequence[Source], config: RunConfig) -> Crosscoder:
-    """The saved crosscoder with this run's scales and activation function."""
-    crosscoder = warm_started(path, activation_fn=config.activation_fn, sources=sources)
-    if crosscoder.n_latents != config.n_latents:
-        raise ValueError(
-            f"warm start from {path}: it has {crosscoder.n_latents} latents, the configuration asks for "
-            f"{config.n_latents}; set n_latents={crosscoder.n_latents}."
-        )
-    return crosscoder.to(config.device)
 
 
 @typed

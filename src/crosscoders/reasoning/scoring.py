@@ -8,11 +8,10 @@ from typing import Protocol, final, runtime_checkable
 import torch
 
 from crosscoders._typing import typed
+from crosscoders.bootstrap import wilson_interval
 from crosscoders.reasoning.annotators import Annotation, categories_near
 from crosscoders.reasoning.lexical import LexicalAnnotator
 from crosscoders.reasoning.snippets import Snippet
-
-_Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +77,6 @@ class BalancedAccuracy:
         below = math.hypot(*(right / n - low for (right, n), (low, _) in zip(shares, bounds)))
         above = math.hypot(*(high - right / n for (right, n), (_, high) in zip(shares, bounds)))
         return self.value - 0.5 * below, self.value + 0.5 * above
-
-
-@typed
-def wilson_interval(n_yes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share.
-
-    Args:
-        n_yes: Items that say yes.
-        n: All items.
-
-    Raises:
-        ValueError: No items, or more yes than items.
-    """
-    if n < 1 or not 0 <= n_yes <= n:
-        raise ValueError(f"wilson_interval: expected 0 <= n_yes <= n with n >= 1, got {n_yes} of {n}.")
-    share, z2 = n_yes / n, _Z95**2
-    center = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return center - half, center + half
 
 
 @typed

@@ -16,18 +16,29 @@ from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.losses import (
     AuxK,
     DecoderNormL1,
+    DifferenceReconstruction,
     JumpReLUL0,
     LossContext,
     LossTerm,
     PreActivation,
     Reconstruction,
+    SharedDecoderNormL1,
     TanhSparsity,
     compute_losses,
 )
 from crosscoders.sources import Source
 from crosscoders.testing.requirement import copies, dense, has_gradient, require, same_bits
 
-_SHIPPED = (AuxK, DecoderNormL1, JumpReLUL0, PreActivation, Reconstruction, TanhSparsity)
+_SHIPPED = (
+    AuxK,
+    DecoderNormL1,
+    DifferenceReconstruction,
+    JumpReLUL0,
+    PreActivation,
+    Reconstruction,
+    SharedDecoderNormL1,
+    TanhSparsity,
+)
 _N_ROWS = 24
 # Two sums over the same numbers in another order; values and gradients are compared in float64.
 _RTOL = 1e-9

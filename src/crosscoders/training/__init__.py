@@ -2,8 +2,20 @@
 
 from crosscoders.training.callbacks import Callback, History, ProgressBar
 from crosscoders.training.config import TrainerConfig
+from crosscoders.training.difference import DifferenceBatches
+from crosscoders.training.many import fit_many
 from crosscoders.training.report import StepReport
 from crosscoders.training.trainer import Trainer
 from crosscoders.training.warm_start import warm_start
 
-__all__ = ["Callback", "History", "ProgressBar", "StepReport", "Trainer", "TrainerConfig", "warm_start"]
+__all__ = [
+    "Callback",
+    "DifferenceBatches",
+    "History",
+    "ProgressBar",
+    "StepReport",
+    "Trainer",
+    "TrainerConfig",
+    "fit_many",
+    "warm_start",
+]

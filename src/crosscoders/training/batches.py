@@ -56,7 +56,7 @@ class BatchStream:
 
     def __init__(self, batches: Iterable[Tensor], *, position: dict[str, Any] | None) -> None:
         self._batches = batches
-        self._n_served = 0
+        self.n_served = 0
         if position is None:
             self._iterator: Iterator[Tensor] = iter(batches)
         elif isinstance(batches, ResumableBatches) and position["state"] is not None:
@@ -70,18 +70,18 @@ class BatchStream:
                 f"{type(batches).__name__}; pass the kind of batches that the run began with: a sequence of "
                 "tensors, or an iterable with state_dict and load_state_dict."
             )
-        self._n_served = 0 if position is None else position["n_served"]
+        self.n_served = 0 if position is None else position["n_served"]
 
     def next_batch(self) -> Any:
         """The next batch, or None at the end."""
         batch = next(self._iterator, None)
-        self._n_served += batch is not None
+        self.n_served += batch is not None
         return batch
 
     def position(self) -> dict[str, Any]:
         """Where the stream stands after the last batch given out."""
         state = self._batches.state_dict() if isinstance(self._batches, ResumableBatches) else None
-        return {"n_served": self._n_served, "state": state}
+        return {"n_served": self.n_served, "state": state}
 
 
 def check_batch(batch: object, *, sources: Sequence[Source], step: int) -> Tensor:

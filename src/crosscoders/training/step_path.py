@@ -110,6 +110,8 @@ def _unknown(
     crosscoder: Crosscoder, objective: Sequence[LossTerm], optimizer: torch.optim.Optimizer
 ) -> str | None:
     """What of these the step without autograd does not know, or None."""
+    if crosscoder.config.structure is not None:
+        return f"the crosscoder is held to {crosscoder.config.structure}"
     if crosscoder.activation.selection is None:
         return f"{type(crosscoder.config.activation_fn).__name__} does not select a fixed number of latents"
     names = sorted(type(term).__name__ for term in objective if type(term) not in (Reconstruction, AuxK))

@@ -13,12 +13,13 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.losses import LossBreakdown, LossContext, LossTerm, check_objective, compute_losses
-from crosscoders.training.batches import BatchStream, check_batch, length_of_run
+from crosscoders.training.batches import check_batch, length_of_run
 from crosscoders.training.calibration import BatchRing, calibrate
 from crosscoders.training.callbacks import Callback
 from crosscoders.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
 from crosscoders.training.config import TrainerConfig
 from crosscoders.training.fused_step import Forward
+from crosscoders.training.loop import run
 from crosscoders.training.observation import read_only, silence_after, step_metrics
 from crosscoders.training.report import StepReport
 from crosscoders.training.step_path import StepPath
@@ -166,6 +167,7 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             self.after_optimizer_step()
+            self.crosscoder.impose_structure()
         silence = silence_after(self.tokens_since_fired, output.latents, n_tokens=batch.shape[0])
         self.tokens_since_fired.copy_(silence)
         return self._report(output, losses=losses, grad_norm=grad_norm, lr=learning_rate)
@@ -194,16 +196,7 @@ class Trainer:
             RuntimeError: The gradient is not finite, or a callback changed a parameter.
             KernelUnavailableError: The config demands kernels that cannot run the step.
         """
-        try:
-            stream = self._open(batches)
-            self._emit("on_fit_start")
-            self._run(stream)
-            self._finish()
-            self._emit("on_fit_end")
-        except BaseException as error:
-            for callback in self.callbacks:
-                callback.on_exception(self, error)
-            raise
+        run((self,), batches, transforms=(None,), batches_per_round=1)
 
     @typed
     def request_stop(self, reason: str) -> None:
@@ -304,7 +297,8 @@ class Trainer:
         self.load_state_dict(state["trainer"])
         self._position = state["batches"]
 
-    def _open(self, batches: Iterable[Tensor]) -> BatchStream:
+    def _begin(self, batches: Iterable[Tensor]) -> dict[str, Any] | None:
+        """Fix the length of the run; gives the position in the data from which it goes on."""
         total = length_of_run(batches, configured=self.config.total_tokens, begun_with=self.total_tokens)
         if self._position is None and self.checkpoint_dir is not None and has_checkpoint(self.checkpoint_dir):
             raise FileExistsError(
@@ -312,29 +306,25 @@ class Trainer:
                 "it, or choose an empty folder."
             )
         self.total_tokens, self.stop_reason = total, None
-        stream, self._position = BatchStream(batches, position=self._position), None
-        self._path.begin(self)
-        return stream
+        return self._position
 
-    def _run(self, stream: BatchStream) -> None:
-        while self.stop_reason is None:
-            if self.tokens_seen >= self._known_total():
-                self.request_stop("total_tokens reached")
-                return
-            batch = stream.next_batch()
-            if batch is None:
-                self.request_stop("the batches ended")
-                return
-            batch = check_batch(batch, sources=self.crosscoder.sources, step=self.step)
-            batch = batch.to(self.crosscoder.W_enc.device)
-            self.crosscoder.train()
-            self._ring.add(batch)
-            report = self.training_step(batch)
-            self._emit("on_step_end", report)
-            if _is_due(self.step, self.config.evaluate_every_steps):
-                self._evaluate()
-            if _is_due(self.step, self.config.checkpoint_every_steps):
-                self._checkpoint(stream)
+    def _start(self) -> None:
+        self._position = None
+        self._path.begin(self)
+        self._emit("on_fit_start")
+
+    def _step(self, batch: object, position: Callable[[], dict[str, Any]]) -> None:
+        """Train on one batch; `position` tells where the data stand after it."""
+        rows = check_batch(batch, sources=self.crosscoder.sources, step=self.step)
+        rows = rows.to(self.crosscoder.W_enc.device)
+        self.crosscoder.train()
+        self._ring.add(rows)
+        report = self.training_step(rows)
+        self._emit("on_step_end", report)
+        if _is_due(self.step, self.config.evaluate_every_steps):
+            self._evaluate()
+        if _is_due(self.step, self.config.checkpoint_every_steps):
+            self._checkpoint(position())
 
     def _finish(self) -> None:
         if self.step == 0:
@@ -348,18 +338,18 @@ class Trainer:
             calibrate(self.crosscoder, self._ring.batches)
         if type(self).evaluate is not Trainer.evaluate or self.evaluation is not None:
             self._evaluate()
+        self._emit("on_fit_end")
 
     def _evaluate(self) -> None:
         self._path.raise_if_failed(self.step)
         self.last_evaluation = read_only(self.evaluate, self.crosscoder, name="evaluate", step=self.step)
         self._emit("on_evaluate", self.last_evaluation)
 
-    def _checkpoint(self, stream: BatchStream) -> None:
+    def _checkpoint(self, position: dict[str, Any]) -> None:
         assert self.checkpoint_dir is not None
         self._path.raise_if_failed(self.step)
-        state = {"trainer": self.state_dict(), "batches": stream.position()}
-        path = write_checkpoint(self.checkpoint_dir, state, step=self.step)
-        self._emit("on_checkpoint", path)
+        state = {"trainer": self.state_dict(), "batches": position}
+        self._emit("on_checkpoint", write_checkpoint(self.checkpoint_dir, state, step=self.step))
 
     def _emit(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:

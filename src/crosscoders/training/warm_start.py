@@ -38,6 +38,10 @@ def warm_start(
     one set of scales only: it is kept if neither changes and is unset otherwise. `Trainer.fit` calibrates it;
     until then eval mode raises instead of using the old one.
 
+    A structure of the weights is kept. Decoder rows that `SharedLatents` ties are tied in normalized space:
+    where new scales change by different factors they cannot both stay tied and decode the same raw
+    activations, and each shared latent gets the mean of its rescaled rows.
+
     A crosscoder that was converted from another library may rank latents by another weight than the sum of
     decoder norms, by which training ranks: under top-k families the same weights then select other latents.
 
@@ -82,6 +86,7 @@ def warm_start(
     new.b_enc.copy_(old.b_enc)
     new.W_dec.copy_(old.W_dec * factor)
     new.b_dec.copy_(old.b_dec * factor)
+    new.impose_structure()
     new.selection_weight.copy_(new.selection_scale())
     is_same_ranking = ranks_alike(origin.selection_scale(), old.selection_scale())
     _keep_activation_state(old, new, is_same_ranking=is_same_ranking)

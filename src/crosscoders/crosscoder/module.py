@@ -10,81 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscoders._io import check_field_types, check_keys
 from crosscoders._typing import typed
-from crosscoders.activation_fns.base import ActivationFn, activation_fn_from_dict, check_same_ranking
+from crosscoders.activation_fns.base import check_same_ranking
 from crosscoders.artifact import check_weights, config_errors, read_header, read_tensors, write_artifact
+from crosscoders.crosscoder.config import CrosscoderConfig
 from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
 from crosscoders.sources import (
     Source,
     check_activations,
-    check_sources,
     column_slices,
     scale_vector,
     source_index,
     width,
 )
+from crosscoders.structures.base import Matrix
+from crosscoders.structures.hold import check_held, hold
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class CrosscoderConfig:
-    """Everything that fixes a crosscoder except its weights.
-
-    Args:
-        sources: What it reads and writes, in the order of the columns, each with its scale.
-        n_latents: Number of latents.
-        activation_fn: How pre-activations become latents.
-        decoder_init_norm: Norm of each latent's decoder vector in each source at the start.
-        is_folded: Whether the weights already contain the scales, so that they read raw activations.
-    """
-
-    sources: tuple[Source, ...]
-    n_latents: int
-    activation_fn: ActivationFn
-    decoder_init_norm: float = 0.08
-    is_folded: bool = False
-
-    def __post_init__(self) -> None:
-        check_sources(self.sources)
-        if self.n_latents < 1:
-            raise ValueError(f"CrosscoderConfig: n_latents must be at least 1, got {self.n_latents}.")
-        if not self.decoder_init_norm > 0:
-            raise ValueError(f"CrosscoderConfig needs decoder_init_norm > 0, got {self.decoder_init_norm}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as a JSON-ready dict; `from_dict` inverts it."""
-        return {
-            "sources": [source.to_dict() for source in self.sources],
-            "n_latents": self.n_latents,
-            "activation_fn": self.activation_fn.to_dict(),
-            "decoder_init_norm": self.decoder_init_norm,
-            "is_folded": self.is_folded,
-        }
-
-    @classmethod
-    @typed
-    def from_dict(cls, data: Mapping[str, Any]) -> "CrosscoderConfig":
-        """Rebuild a config from `to_dict`.
-
-        Args:
-            data: One entry per field.
-
-        Raises:
-            ValueError: A key is unknown or missing or a value of another type, here or in a part.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        check_keys("CrosscoderConfig", data, known=known, required=known)
-        check_field_types("CrosscoderConfig", data, cls)
-        return cls(
-            **{
-                **data,
-                "sources": tuple(Source.from_dict(source) for source in data["sources"]),
-                "activation_fn": activation_fn_from_dict(data["activation_fn"]),
-            }
-        )
+_MATRICES: tuple[Matrix, ...] = ("W_enc", "W_dec")
 
 
 @final
@@ -112,9 +56,10 @@ class Crosscoder(nn.Module):
     pre = W_enc (scale * x) + b_enc; latents = activation(pre); x_hat = (W_dec^T latents + b_dec) / scale.
     Public methods take and give raw activations, in any floating dtype; the scale of each source stays
     inside. Each latent's decoder starts as an independent random direction in each source, W_enc as its copy.
+    A structure of the config holds from the start and through every step of training.
 
     Args:
-        config: Sources, number of latents and activation function.
+        config: Sources, number of latents, activation function and structure.
         generator: Source of the initial directions; None for a new generator with seed 0.
 
     Example:
@@ -143,6 +88,13 @@ class Crosscoder(nn.Module):
         self.register_buffer("selection_weight", torch.zeros(config.n_latents))
         self.activation = config.activation_fn.build(config.n_latents)
         self._scale: Tensor | None = None
+        if not config.is_folded:
+            self.impose_structure()
+        self._hold_structure()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._hold_structure()
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -311,6 +263,27 @@ class Crosscoder(nn.Module):
         self.config = dataclasses.replace(self.config, sources=tuple(sources))
         self._scale = None
 
+    @typed
+    def impose_structure(self) -> None:
+        """Move the weights to the nearest ones that fulfil the config's structure; those that do stay.
+
+        Gradients keep a structure by themselves. A trainer calls this after each step, so that it also holds
+        where a step wrote weights in another way; call it after writing weights yourself.
+
+        Raises:
+            ValueError: There is a structure, which lives in normalized space, and the scales are folded.
+        """
+        structure = self.config.structure
+        if structure is None:
+            return
+        if self.config.is_folded:
+            raise ValueError(
+                f"Crosscoder.impose_structure: {structure} holds in normalized space, but the scales are "
+                "folded into the weights; call unfold() first."
+            )
+        for matrix in _MATRICES:
+            structure.impose_(getattr(self, matrix).detach(), matrix=matrix, sources=self.sources)
+
     @torch.no_grad()
     @typed
     def initialize_bias(self, x_raw: Float[Tensor, "batch width"]) -> None:
@@ -354,7 +327,8 @@ class Crosscoder(nn.Module):
             path: The folder.
 
         Raises:
-            CheckpointError: A byte changed, a file or key is missing or unknown, or the format is another.
+            CheckpointError: A byte changed, a file or key is missing or unknown, the format is another, or
+                the weights break the structure that the config states.
         """
         header = read_header(path)
         with config_errors(path):
@@ -362,6 +336,7 @@ class Crosscoder(nn.Module):
             stamp = check_weights(path, header, n_latents=config.n_latents, width=width(config.sources))
             crosscoder = cls(config)
         tensors = read_tensors(path, header, expected=crosscoder.state_dict(), stamp=stamp)
+        check_held(path, config.structure, tensors, sources=config.sources, is_folded=config.is_folded)
         crosscoder.to(tensors["W_enc"].dtype).load_state_dict(tensors, strict=True)
         return crosscoder.eval()
 
@@ -369,7 +344,14 @@ class Crosscoder(nn.Module):
         source_index(self.sources, source)
         return column_slices(self.sources)[source]
 
+    def _hold_structure(self) -> None:
+        structure = self.config.structure
+        if structure is not None and not torch.compiler.is_compiling():
+            for matrix in _MATRICES:
+                hold(structure, getattr(self, matrix), matrix=matrix, sources=self.sources)
+
     def _pre_activations(self, x: Tensor) -> Tensor:
+        self._hold_structure()  # again: a parameter may have been replaced or thawed
         return encode(x, self.W_enc, self.b_enc)
 
     def _scale_row(self) -> Tensor:
@@ -389,12 +371,22 @@ class Crosscoder(nn.Module):
         other.W_dec.div_(factor)
         other.b_dec.div_(factor)
         other.selection_weight.copy_(self.selection_scale())
+        if not is_folded:
+            other.impose_structure()  # takes back what rounding did
         return other.train(self.training)
 
 
 def _initial_directions(config: CrosscoderConfig, generator: torch.Generator) -> Tensor:
-    parts = []
-    for source in config.sources:
-        part = torch.randn(config.n_latents, source.d_model, generator=generator)
-        parts.append(part * (config.decoder_init_norm / torch.linalg.vector_norm(part, dim=1, keepdim=True)))
-    return torch.cat(parts, dim=1)
+    n, structure = config.n_latents, config.structure
+    parts = [torch.randn(n, source.d_model, generator=generator) for source in config.sources]
+    if structure is not None:
+        drawn = torch.cat(parts, dim=1)
+        structure.impose_(drawn, matrix="W_dec", sources=config.sources)
+        parts = [drawn[:, columns].contiguous() for columns in column_slices(config.sources).values()]
+    return torch.cat([_with_norm(part, config.decoder_init_norm) for part in parts], dim=1)
+
+
+def _with_norm(rows: Tensor, norm: float) -> Tensor:
+    """Rows scaled to this norm; a row that a structure holds at zero stays there."""
+    found = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * torch.where(found > 0, norm / found, 0.0)

@@ -1,0 +1,47 @@
+"""What a verification does, and how much of it."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from crosscoders._typing import typed
+from crosscoders.diffing.planted.spike_in import SpikeIn
+from crosscoders.diffing.verdicts import Thresholds
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How a run is verified.
+
+    Args:
+        n_seeds: Crosscoders of the run's own pair, the run's own among them; 1 leaves stability unmeasured.
+        n_null_seeds: Crosscoders of each null pair; 0 leaves nulls out.
+        self_diff: Whether the base against itself, with directions of its own in each source, is a null too.
+        spike_in: Features to plant into the run's own activations; None leaves power unmeasured.
+        causal_tokens: Held-out tokens of each kind of text for the causal check; 0 leaves it out.
+        n_controls: Random sets of each kind in the causal check.
+        thresholds: Where the verdict draws its lines.
+        seed: Seed of everything random in the verification.
+    """
+
+    n_seeds: int = 3
+    n_null_seeds: int = 3
+    self_diff: bool = True
+    spike_in: SpikeIn | None = field(default_factory=SpikeIn)
+    causal_tokens: int = 10_000
+    n_controls: int = 5
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 1:
+            raise ValueError(f"VerifyOptions: n_seeds must be at least 1, got {self.n_seeds}.")
+        for name in ("n_null_seeds", "causal_tokens", "n_controls"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"VerifyOptions: {name} must not be negative, got {getattr(self, name)}.")
+
+    @classmethod
+    @typed
+    def short(cls, *, seed: int = 0) -> "VerifyOptions":
+        """One crosscoder of each: the run's own, one of the null pair, one with plants; no seeds compared."""
+        return cls(n_seeds=1, n_null_seeds=1, self_diff=False, seed=seed)

@@ -1,0 +1,140 @@
+"""What a structure is: a frozen spec of equations that some weights always fulfil.
+
+A new one is one file: a frozen dataclass deriving from `Structure` with a `kind` and four methods. The
+crosscoder does the rest: it imposes the structure on its initial weights, constrains every gradient that
+reaches them, and refuses stored weights that break it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crosscoders._io import check_field_types, check_keys
+from crosscoders._typing import typed
+from crosscoders.sources import Source
+
+Matrix = Literal["W_enc", "W_dec"]
+
+_registry: dict[str, type["Structure"]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(ABC):
+    """Spec of a structure: hashable, printable, JSON-ready. A subclass says the `kind` that files store.
+
+    A structure must be linear and diagonal enough for any element-wise optimizer: weights that fulfil it,
+    moved by gradients that `constrain_gradient` gave, fulfil it still.
+    """
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        kind = cls.__dict__.get("kind")
+        if kind is None:
+            return
+        known = _registry.get(kind)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"Structure: kind {kind!r} of {cls.__module__}.{cls.__qualname__} is taken by "
+                f"{known.__module__}.{known.__qualname__}; choose another."
+            )
+        _registry[kind] = cls
+
+    @abstractmethod
+    def check(self, sources: Sequence[Source], *, n_latents: int) -> None:
+        """Raise ValueError if a crosscoder of this shape cannot have the structure.
+
+        Args:
+            sources: Sources in the order of their columns.
+            n_latents: Number of latents.
+        """
+
+    @abstractmethod
+    def impose_(
+        self, weight: Float[Tensor, "latent width"], *, matrix: Matrix, sources: Sequence[Source]
+    ) -> None:
+        """Move weights to the nearest ones that fulfil the structure, in place.
+
+        Weights that fulfil it already stay as they are, to the last bit.
+
+        Args:
+            weight: Rows in normalized space.
+            matrix: Which of both matrices they are.
+            sources: Sources in the order of their columns.
+        """
+
+    @abstractmethod
+    def constrain_gradient(
+        self, grad: Float[Tensor, "latent width"], *, matrix: Matrix, sources: Sequence[Source]
+    ) -> Float[Tensor, "latent width"]:
+        """The gradient of the weights that are free, at every entry that follows them; a new tensor.
+
+        Args:
+            grad: Gradient as if every weight were free.
+            matrix: Which of both matrices it belongs to.
+            sources: Sources in the order of their columns.
+        """
+
+    @abstractmethod
+    def broken_latent(
+        self,
+        weight: Float[Tensor, "latent width"],
+        *,
+        matrix: Matrix,
+        sources: Sequence[Source],
+        rtol: float = 0.0,
+    ) -> int | None:
+        """Index of the first latent that breaks the structure, or None.
+
+        Args:
+            weight: Rows in normalized space.
+            matrix: Which of both matrices they are.
+            sources: Sources in the order of their columns.
+            rtol: Rounding to accept, relative to the largest entry of a latent's row.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and the parameters, JSON-ready; `structure_from_dict` inverts it."""
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        return {"kind": self.kind, **plain}
+
+
+@typed
+def structure_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = False) -> Structure:
+    """Rebuild a spec from `Structure.to_dict`.
+
+    Args:
+        data: The kind and every parameter.
+        fill_defaults: Parameters left out take their defaults: for what people write, never for artifacts.
+
+    Returns:
+        The spec.
+
+    Raises:
+        ValueError: Unknown kind, unknown or missing parameters, or a value that the structure refuses.
+    """
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in _registry:
+        raise ValueError(
+            f"structure: unknown kind {kind!r}; known kinds are {sorted(_registry)}. "
+            "If it is your own, import the module that defines it first."
+        )
+    cls = _registry[kind]
+    known = ["kind", *(field.name for field in fields(cls))]
+    has_default = {field.name for field in fields(cls) if field.default is not MISSING}
+    required = [name for name in known if not (fill_defaults and name in has_default)]
+    check_keys(f"structure {kind!r}", data, known=known, required=required)
+    check_field_types(f"structure {kind!r}", data, cls)
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key != "kind"}
+    return cls(**values)
+
+
+def check_count(where: str, *, n: int, n_latents: int) -> None:
+    """Raise ValueError if a structure binds more latents than there are."""
+    if n > n_latents:
+        raise ValueError(f"{where} binds {n} latents, but the crosscoder has only {n_latents}.")
