@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.planted {train,measure,calibrate,score,all} --cache FOLDER`."""
+"""Command line: `python -m benchmarks.planted {train,measure,calibrate,score,table,all} --cache FOLDER`."""
 
 import argparse
 import dataclasses
@@ -21,11 +21,11 @@ from benchmarks.planted.settings import (
     calibration_cases,
     scored_cases,
 )
-from benchmarks.planted.table import RESULTS, markdown
+from benchmarks.planted.table import PAGE, RESULTS, load, markdown, page
 from benchmarks.planted.train import train_into
 from crosscoders.diffing.verdicts import Thresholds
 
-STEPS = ("train", "measure", "calibrate", "score", "all")
+STEPS = ("train", "measure", "calibrate", "score", "table", "all")
 PARTS = {
     "calibration": calibration_cases,
     "scored": scored_cases,
@@ -87,6 +87,8 @@ def main() -> None:
         _calibrate(cache, arguments.out)
     if step in ("score", "all"):
         _score(cache, arguments.out)
+    if step in ("table", "all"):
+        PAGE.write_text(page(load(arguments.out)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     found = verify(
         arguments.run, null=arguments.null, out=arguments.out, options=options, say=lambda text: print(text)
     )
-    print(f"\n{found.summary()}\n\nThe verdict on every latent lies in {found.out / 'verdicts.csv'}.")
+    print(f"\n{found.summary()}")
+    if found.verdicts.evidence is not None:
+        print(f"\nThe verdict on every latent lies in {found.out / 'verdicts.csv'}.")
     return 0
 
 

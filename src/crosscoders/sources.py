@@ -124,6 +124,24 @@ def check_activations(x: object, sources: Sequence[Source], *, where: str) -> Te
     return x
 
 
+def check_models_read(sources: Sequence[Source], models: Sequence[Source], *, where: str) -> None:
+    """Check that models are those that a crosscoder reads.
+
+    Args:
+        sources: The crosscoder's sources.
+        models: Sources of the models.
+        where: Start of the message.
+
+    Raises:
+        ValueError: They differ in name, order, width or hook.
+    """
+    wanted, got = ([(s.name, s.d_model, s.hook_name) for s in group] for group in (sources, models))
+    if wanted != got:
+        raise ValueError(
+            f"{where}: the crosscoder reads {wanted} (name, d_model, hook_name), but the models are {got}."
+        )
+
+
 def column_slices(sources: Sequence[Source]) -> dict[str, slice]:
     """Columns of the flat width that belong to each source, by name and in order.
 

@@ -32,6 +32,7 @@ from tests.core.held import (
     held_rows,
 )
 
+_MATRICES: tuple[Literal["W_enc", "W_dec"], ...] = ("W_enc", "W_dec")
 held = pytest.mark.parametrize(("structure", "sources"), CASES, ids=case_name)
 
 
@@ -80,16 +81,18 @@ def test_gradients_are_those_of_the_free_parameters(
     rebuilt = free_parameters(structure, sources)
     plain = held_crosscoder(None, sources, activation_fn=ReLU()).double()
     weights = {n: p.detach().clone().requires_grad_() for n, p in crosscoder.named_parameters()}
-    built = {n: rebuilt(w, n) if n.startswith("W") else w for n, w in weights.items()}  # type: ignore[arg-type]
+    built = dict(weights)
+    for name in _MATRICES:
+        built[name] = rebuilt(weights[name], name)
     expected = functional_call(plain, built, x)
     (expected.inputs - expected.reconstruction).square().sum().backward()
     output = crosscoder(x)
     (output.inputs - output.reconstruction).square().sum().backward()
-    for name in ("W_enc", "W_dec"):
+    for name in _MATRICES:
         grad, free = getattr(crosscoder, name).grad, weights[name].grad
         assert grad.any()
         assert free is not None
-        assert_close(rebuilt(free, name), grad, rtol=1e-10, atol=1e-10)  # type: ignore[arg-type]
+        assert_close(rebuilt(free, name), grad, rtol=1e-10, atol=1e-10)
 
 
 @held

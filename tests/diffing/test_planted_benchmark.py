@@ -1,5 +1,6 @@
 """The planted benchmark: its tables come from its results, its baseline is the published one."""
 
+import dataclasses
 from dataclasses import asdict
 
 import torch
@@ -14,13 +15,14 @@ from benchmarks.planted.settings import (
     calibration_cases,
     scored_cases,
 )
-from benchmarks.planted.table import markdown
+from benchmarks.planted.table import PAGE, load, markdown, page
 
 from crosscoders.activation_fns import ReLU
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
 from crosscoders.diffing.measures.moments import collect_moments
 from crosscoders.diffing.measures.scaling import latent_scaling
 from crosscoders.diffing.planted import KINDS, KindScore, PlantedScore, SpecificScore
+from crosscoders.diffing.verdicts import Thresholds
 
 CASE = Case(setting=EQUAL_WIDTHS, seed=5, world=0)
 
@@ -39,7 +41,7 @@ def score_of(n_true: int, n_false: int) -> PlantedScore:
 def test_the_tables_hold_what_was_scored_and_a_dash_for_what_is_undefined() -> None:
     scores = [
         *_records("main", STANDARD.name, "ours", score_of(3, 1)),
-        *_records("equal widths", "L1", "norm share > 0.9", score_of(0, 0)),
+        *_records("equal widths", "L1", "norm share > 0.833", score_of(0, 0)),
     ]
     line = {"threshold": 0.1, "below": {"0.95": 0.02, "n": 7}, "above": {"0.05": 0.21, "n": 9}}
     judged = {
@@ -62,7 +64,7 @@ def test_the_tables_hold_what_was_scored_and_a_dash_for_what_is_undefined() -> N
     assert "| absent | 0.10 | 0.020 | 0.210 | 7 / 9 |" in text
     assert "| ours | 2% | 0.750 (0.301-0.954) |" in text
     assert "| 33.3% (1 of 3) | 33.3% (1 of 3) |" in text
-    assert "| L1 | norm share > 0.9 | 2% | - |" in text
+    assert "| L1 | norm share > 0.833 | 2% | - |" in text
     assert "| main | L1 | 5 | 0.500 / 0.250 | 9.0 | 3 |" in text
 
 
@@ -98,3 +100,12 @@ def test_mapped_scaling_is_latent_scaling_where_the_map_is_the_identity() -> Non
     for target in ("error", "reconstruction"):
         torch.testing.assert_close(found[f"nu_{target}"], expected.nu(target), equal_nan=True)
     assert torch.isfinite(found["nu_error"]).sum() >= 12
+
+
+def test_the_page_and_the_thresholds_are_those_of_the_recorded_results() -> None:
+    results = load()
+    assert PAGE.read_text(encoding="utf-8") == page(results)
+    thresholds = dataclasses.asdict(Thresholds())
+    assert results["thresholds"] == thresholds
+    for name, line in results["calibration"].items():
+        assert line["threshold"] == thresholds[name]

@@ -10,7 +10,7 @@ from tests.repo.source_tree import Import, imports_of, read_modules
 # A unit is a module or folder directly under crosscoders. A line is a layer and may import every line above
 # it. Inside a line a unit may import those that stand before it in the same chain ("a < b": b imports a).
 LAYERS: list[list[str]] = [
-    ["errors < _typing < _version < _io"],
+    ["errors < _typing < _version < _io < _specs"],
     ["sources < metrics", "bootstrap", "kernels", "provenance"],
     ["activation_fns", "structures"],
     ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],

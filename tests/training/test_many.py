@@ -97,11 +97,11 @@ def fitted_alone(trainers: list[Trainer], batches: Callable[[], Any] = toy_batch
     return trainers
 
 
-@pytest.mark.parametrize("batches", [toy_batches, Stream])
-def test_each_trains_as_if_it_were_alone(batches: Callable[[], Any]) -> None:
+@pytest.mark.parametrize(("batches", "lengths"), [(toy_batches, (5, 100)), (Stream, (1, 7))])
+def test_each_trains_as_if_it_were_alone(batches: Callable[[], Any], lengths: tuple[int, int]) -> None:
     alone = fitted_alone(four_trainers(), batches)
     assert [trainer.step for trainer in alone] == [N_STEPS, N_STEPS, 15, N_STEPS]
-    for batches_per_round in (1, 5, 100):
+    for batches_per_round in lengths:
         together = four_trainers()
         fit_many(together, batches(), batches_per_round=batches_per_round)
         assert_same_runs(together, alone)
@@ -119,8 +119,7 @@ def test_checkpoints_are_those_of_a_run_alone(tmp_path: Path) -> None:
             assert same_bits(*(state["trainer"]["crosscoder"] for state in states))
 
 
-@pytest.mark.parametrize("batches", [toy_batches, Stream])
-@pytest.mark.parametrize("crash", [(1, 13), (3, 11)])
+@pytest.mark.parametrize(("batches", "crash"), [(toy_batches, (1, 13)), (Stream, (3, 11))])
 def test_a_run_that_crashed_in_the_middle_of_a_round_resumes_exactly(
     tmp_path: Path, batches: Callable[[], Any], crash: tuple[int, int]
 ) -> None:

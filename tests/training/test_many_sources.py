@@ -76,7 +76,7 @@ def assert_measured(crosscoder: Crosscoder, rows: Tensor, *, least: float) -> No
 def test_three_sources_of_three_widths(
     activation_fn: ActivationFn, structure: Structure | None, tmp_path: Path
 ) -> None:
-    batches = list(held_rows(64 * 150, UNEQUAL, seed=2).split(64))
+    batches = list(held_rows(64 * 100, UNEQUAL, seed=2).split(64))
     crosscoder = trained_and_reloaded(
         UNEQUAL, batches, tmp_path, activation_fn=activation_fn, structure=structure
     )
@@ -93,7 +93,7 @@ def test_several_layers_of_one_model_at_once(structure: Structure | None, tmp_pa
     sources = load_sources(dict.fromkeys(hooks, model), hook_name=hooks)
     tokens = [random_tokens(8, 16, seed=seed) for seed in range(12)]
     buffer = ActivationBuffer(
-        sources, tokens, max_bytes=1 << 20, batch_tokens=64, dtype=torch.float32, epochs=8,
+        sources, tokens, max_bytes=1 << 20, batch_tokens=64, dtype=torch.float32, epochs=5,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     crosscoder = trained_and_reloaded(

@@ -1,5 +1,6 @@
 """Structures hold through training, on every path, with every optimizer, and through resuming."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,31 @@ def test_resuming_keeps_a_structure_and_is_exact(
     second.fit(rows_of(sources))
     assert same_bits(weights(second.crosscoder), weights(undisturbed.crosscoder))
     assert_held(second.crosscoder)
+
+
+@held
+def test_zeros_are_zero_and_tied_slices_identical_after_training_resuming_and_reloading(
+    structure: Structure, sources: Sources, tmp_path: Path
+) -> None:
+    """Stored, read back, and folded between: every time to the last bit, in normalized space."""
+    config, run = {"checkpoint_every_steps": 3}, tmp_path / "run"
+    first = trainer_of(
+        held_crosscoder(structure, sources), config=config, checkpoint_dir=run, callbacks=[Crash()]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(rows_of(sources))
+    resumed = trainer_of(held_crosscoder(structure, sources), config=config, checkpoint_dir=run)
+    resumed.resume(run)
+    after_resuming = copy.deepcopy(resumed.crosscoder)
+    resumed.fit(rows_of(sources))
+    resumed.crosscoder.save_pretrained(tmp_path / "plain")
+    resumed.crosscoder.fold().save_pretrained(tmp_path / "folded")
+    plain, folded = (Crosscoder.from_pretrained(tmp_path / name) for name in ("plain", "folded"))
+    for crosscoder in (first.crosscoder, after_resuming, resumed.crosscoder, plain, folded.unfold()):
+        assert_held(crosscoder)
+    if isinstance(structure, DedicatedLatents):  # zeros need no common space
+        assert torch.equal(folded.W_dec == 0, plain.W_dec == 0)
+        assert torch.equal(folded.W_enc == 0, plain.W_enc == 0)
 
 
 def test_a_run_with_another_structure_cannot_be_resumed(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ A new one is one file: a frozen dataclass deriving from `ActivationFn` with a `k
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosscoders._io import check_field_types, check_keys
+from crosscoders._specs import register_kind, spec_from_dict, spec_to_dict
 from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Selection
@@ -84,16 +84,7 @@ class ActivationFn(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        kind = cls.__dict__.get("kind")
-        if kind is None:
-            return
-        known = _registry.get(kind)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"ActivationFn: kind {kind!r} of {cls.__module__}.{cls.__qualname__} is taken by "
-                f"{known.__module__}.{known.__qualname__}; choose another."
-            )
-        _registry[kind] = cls
+        register_kind(_registry, cls, family="ActivationFn")
 
     @abstractmethod
     def build(self, n_latents: int) -> ActivationModule:
@@ -101,7 +92,7 @@ class ActivationFn(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and the parameters, JSON-ready; `activation_fn_from_dict` inverts it."""
-        return {"kind": self.kind, **asdict(self)}
+        return spec_to_dict(self)
 
 
 @typed
@@ -118,19 +109,7 @@ def activation_fn_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = Fa
     Raises:
         ValueError: Unknown kind, or unknown or missing parameters.
     """
-    kind = data.get("kind") if isinstance(data, Mapping) else None
-    if not isinstance(kind, str) or kind not in _registry:
-        raise ValueError(
-            f"activation_fn: unknown kind {kind!r}; known kinds are {sorted(_registry)}. "
-            "If it is your own, import the module that defines it first."
-        )
-    cls = _registry[kind]
-    known = ["kind", *(field.name for field in fields(cls))]
-    has_default = {field.name for field in fields(cls) if field.default is not MISSING}
-    required = [name for name in known if not (fill_defaults and name in has_default)]
-    check_keys(f"activation_fn {kind!r}", data, known=known, required=required)
-    check_field_types(f"activation_fn {kind!r}", data, cls)
-    return cls(**{key: value for key, value in data.items() if key != "kind"})
+    return spec_from_dict(_registry, data, where="activation_fn", fill_defaults=fill_defaults)
 
 
 def check_k(kind: str, *, k: int, n_latents: int, k_initial: int | None) -> None:

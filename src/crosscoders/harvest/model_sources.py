@@ -78,9 +78,10 @@ class ModelSources:
             names: Names of sources.
 
         Raises:
-            ValueError: No such source, or one twice.
+            ValueError: No name, no such source, or one twice.
         """
         at = [source_index(self.sources, name) for name in names]
+        check_sources([self.sources[i] for i in at])
         return ModelSources(
             {name: self.models[name] for name in names},
             hook_names={self.sources[i].name: self.sources[i].hook_name for i in at},

@@ -82,13 +82,25 @@ def bundled_sources(config: RunConfig, *, null: str | None = None) -> ModelSourc
         config: A configuration whose models are written `zoo:FAMILY/MEMBER`.
         null: A third model, written likewise or as a folder.
     """
-    paths = {name: _bundled_path(model.path) for name, model in config.models().items()}
-    third = None if null is None else _bundled_path(null)
+    paths = {name: bundled_path(model.path) for name, model in config.models().items()}
+    third = None if null is None else bundled_path(null)
     return load_pair(config, base=paths["base"], distilled=paths["distilled"], null=third)
 
 
-def _bundled_path(name: str) -> str:
-    return str(model_path(*name.removeprefix(ZOO).split("/"))) if name.startswith(ZOO) else name
+@typed
+def bundled_path(name: str) -> str:
+    """Folder of a bundled model that is written `zoo:FAMILY/MEMBER`; any other name as it is.
+
+    Args:
+        name: Folder, Hub id or bundled name.
+
+    Raises:
+        ValueError: No such bundled model.
+    """
+    if not name.startswith(ZOO):
+        return name
+    family, _, member = name.removeprefix(ZOO).partition("/")
+    return str(model_path(family, member))
 
 
 def demo_config(out: str, *, seed: int = 0) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import Any
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.harvest import ModelSources
-from crosscoders.pipeline.bundled import bundled_sources, is_bundled
+from crosscoders.pipeline.bundled import bundled_path, bundled_sources, is_bundled
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.pair import MODULE, load_pair
@@ -59,7 +59,7 @@ def open_sources(config: RunConfig, *, truncate: bool = False, null: str | None 
         null: Folder, Hub id or bundled name of a third model, which becomes the source "null".
 
     Raises:
-        ValueError: The run was made with a module that no folder holds.
+        ValueError: The run was made with a module that no folder holds, or no such bundled model.
     """
     if is_bundled(config):
         return bundled_sources(config, null=null)
@@ -69,7 +69,7 @@ def open_sources(config: RunConfig, *, truncate: bool = False, null: str | None 
                 f"the run was made with a module in memory ({model.path}); pass "
                 "sources=load_sources({'base': ..., 'distilled': ...}, hook_name=...)."
             )
-    return load_pair(config, truncate=truncate, null=null)
+    return load_pair(config, truncate=truncate, null=None if null is None else bundled_path(null))
 
 
 @typed

@@ -36,7 +36,7 @@ def fit_crosscoder(
     Args:
         sources: The models, each with its hook.
         corpus: Tokens to train on.
-        config: Dictionary, objective, optimiser and buffer.
+        config: Dictionary, objective, optimizer and buffer.
         callbacks: Observers of the training.
         checkpoint_dir: Where checkpoints go, if the config asks for them.
         resume: Go on from the newest checkpoint there; the result is that of a run without interruption.

@@ -7,13 +7,13 @@ reaches them, and refuses stored weights that break it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from crosscoders._io import check_field_types, check_keys
+from crosscoders._specs import register_kind, spec_from_dict, spec_to_dict
 from crosscoders._typing import typed
 from crosscoders.sources import Source
 
@@ -34,16 +34,7 @@ class Structure(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        kind = cls.__dict__.get("kind")
-        if kind is None:
-            return
-        known = _registry.get(kind)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"Structure: kind {kind!r} of {cls.__module__}.{cls.__qualname__} is taken by "
-                f"{known.__module__}.{known.__qualname__}; choose another."
-            )
-        _registry[kind] = cls
+        register_kind(_registry, cls, family="Structure")
 
     @abstractmethod
     def check(self, sources: Sequence[Source], *, n_latents: int) -> None:
@@ -72,7 +63,7 @@ class Structure(ABC):
     def constrain_gradient(
         self, grad: Float[Tensor, "latent width"], *, matrix: Matrix, sources: Sequence[Source]
     ) -> Float[Tensor, "latent width"]:
-        """The gradient of the weights that are free, at every entry that follows them; a new tensor.
+        """The gradient of the weights that are free, at every entry that follows them; `grad` stays as it is.
 
         Args:
             grad: Gradient as if every weight were free.
@@ -100,8 +91,7 @@ class Structure(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and the parameters, JSON-ready; `structure_from_dict` inverts it."""
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        return {"kind": self.kind, **plain}
+        return spec_to_dict(self)
 
 
 @typed
@@ -118,20 +108,7 @@ def structure_from_dict(data: Mapping[str, Any], *, fill_defaults: bool = False)
     Raises:
         ValueError: Unknown kind, unknown or missing parameters, or a value that the structure refuses.
     """
-    kind = data.get("kind")
-    if not isinstance(kind, str) or kind not in _registry:
-        raise ValueError(
-            f"structure: unknown kind {kind!r}; known kinds are {sorted(_registry)}. "
-            "If it is your own, import the module that defines it first."
-        )
-    cls = _registry[kind]
-    known = ["kind", *(field.name for field in fields(cls))]
-    has_default = {field.name for field in fields(cls) if field.default is not MISSING}
-    required = [name for name in known if not (fill_defaults and name in has_default)]
-    check_keys(f"structure {kind!r}", data, known=known, required=required)
-    check_field_types(f"structure {kind!r}", data, cls)
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key != "kind"}
-    return cls(**values)
+    return spec_from_dict(_registry, data, where="structure", fill_defaults=fill_defaults)
 
 
 def check_count(where: str, *, n: int, n_latents: int) -> None:

@@ -22,7 +22,7 @@ def fit_many(
 
     Harvesting costs as much as training or more; seeds, null pairs and architectures that are compared need
     the same batches anyway. Every trainer ends up as if it had been given the batches alone, to the last bit:
-    it keeps its own generator, threshold, calibration, callbacks, checkpoints and end of the run. They take
+    it keeps its own optimizer, threshold, calibration, callbacks, checkpoints and end of the run. They take
     turns of a few batches, because a crosscoder's weights then stay in the cache for a while.
 
     To resume, call `resume` on each trainer and `fit_many` again with the same batches: the stream starts

@@ -43,3 +43,17 @@ def test_used_directions_stand_out_from_random_ones(generator: torch.Generator) 
         off_activity(
             m.crosscoder, [], source="base", latents=latents, directions=m.W[latents], generator=generator
         )
+
+
+@pytest.mark.parametrize("latent", [-1, 48])
+def test_latents_that_do_not_exist_are_refused(latent: int, generator: torch.Generator) -> None:
+    m = measured("random")
+    with pytest.raises(ValueError, match=r"0\.\.47"):
+        off_activity(
+            m.crosscoder,
+            m.batches(),
+            source="base",
+            latents=torch.tensor([latent]),
+            directions=torch.ones(1, 12),
+            generator=generator,
+        )

@@ -1,5 +1,6 @@
 """Latent scaling equals brute-force least squares, for every latent with enough firings."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -45,6 +46,9 @@ def test_scaling_is_brute_force_least_squares(kind: str) -> None:
             for target, y in targets(m, latent, source).items():
                 expected = least_squares(m.f[:, latent], rows[reference], y)
                 assert float(got.beta[target][latent, at]) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    fits = is_enough & (got.beta["error"].gather(1, got.reference[:, None])[:, 0] > 0)
+    assert torch.equal(got.refused(), ~fits)
+    assert got.n_refused() == int((~fits).sum()) > 0
 
 
 def test_own_directions_serve_unequal_widths() -> None:
@@ -85,6 +89,20 @@ def test_rare_latents_and_empty_references_are_refused_and_counted() -> None:
     assert bool(got.nu()[:2].isnan().all())
     assert got.n_refused() == before.n_refused() + 2
     assert bool((before.nu().isnan() == before.refused()).all())
+
+
+def test_a_source_without_a_direction_of_its_own_is_refused() -> None:
+    m = measured("trained", (8, 14))
+    before = latent_scaling(m.moments, m.crosscoder, direction="own")
+    latent = int((~before.refused()).nonzero()[0])
+    weaker = m.columns(before.pair[1 - int(before.reference[latent])])
+    crosscoder = copy.deepcopy(m.crosscoder)
+    with torch.no_grad():
+        crosscoder.W_dec[latent, weaker] = 0.0
+    got = latent_scaling(m.moments, crosscoder, direction="own")
+    assert bool(got.nu()[latent].isnan())
+    assert bool(got.refused()[latent])
+    assert got.n_refused() == before.n_refused() + 1
 
 
 def test_the_order_of_the_pair_does_not_matter() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,29 +182,26 @@ def attribute(
     if len(occurrences) == 0:
         raise ValueError("attribute: got no occurrences; see choose_occurrences.")
     chosen = torch.arange(crosscoder.n_latents) if latents is None else latents.cpu()
-    n, n_sources = len(occurrences), len(crosscoder.sources)
-    effects = torch.zeros(n, len(chosen), n_sources, dtype=torch.float64)
-    clean, removed = (torch.zeros(n, n_sources, dtype=torch.float64) for _ in range(2))
+    found = _zeros(crosscoder.sources, occurrences, chosen)
+    options: dict[str, Any] = {"latents": latents, "method": method, "n_steps": n_steps}
     for batch in occurrence_batches(tokens, occurrences, batch_size=batch_size):
-        found = attribute_tokens(
-            crosscoder,
-            sources,
-            batch.tokens,
-            metric=_at_targets(metric or centered_logit, batch),
-            latents=latents,
-            method=method,
-            n_steps=n_steps,
-            where=_before_targets(batch, where),
-        )
-        effects[batch.which] = _summed_over_tokens(found, chosen, n_latents=crosscoder.n_latents)
-        clean[batch.which], removed[batch.which] = found.metric, found.removed
+        read, before = _at_targets(metric or centered_logit, batch), _before_targets(batch, where)
+        part = attribute_tokens(crosscoder, sources, batch.tokens, metric=read, where=before, **options)
+        found.effects[batch.which] = _summed_over_tokens(part, chosen, n_latents=crosscoder.n_latents)
+        found.metric[batch.which], found.removed[batch.which] = part.metric, part.removed
+    return found
+
+
+def _zeros(sources: tuple[Source, ...], occurrences: Occurrences, chosen: Tensor) -> Attribution:
+    """To be filled, batch by batch."""
+    n, n_sources = len(occurrences), len(sources)
     return Attribution(
-        sources=crosscoder.sources,
+        sources=sources,
         latents=chosen,
         rows=occurrences.rows,
-        effects=effects,
-        metric=clean,
-        removed=removed,
+        effects=torch.zeros(n, len(chosen), n_sources, dtype=torch.float64),
+        metric=torch.zeros(n, n_sources, dtype=torch.float64),
+        removed=torch.zeros(n, n_sources, dtype=torch.float64),
     )
 
 

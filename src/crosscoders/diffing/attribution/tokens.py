@@ -21,8 +21,7 @@ from crosscoders.interventions.ablation.latent_sets import check_latents
 from crosscoders.interventions.ablation.replay import replayed_prefix
 from crosscoders.kernels.ops import decode
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.models.base import LanguageModel
-from crosscoders.sources import Source, column_slices
+from crosscoders.sources import Source, check_models_read, column_slices
 
 _ELEMENTS_AT_ONCE = 2**24  # bounds the decoder rows gathered for the entries: 64 MB in float32
 
@@ -94,48 +93,25 @@ def attribute_tokens(
         ValueError: Sources other than the crosscoder's, a latent that does not exist, a truncated model, or
             a metric that is not one finite number per row.
     """
-    check_models(crosscoder, sources)
-    chosen = _checked_set(crosscoder, latents)
-    points = path_points(method, n_steps=n_steps)
-    activations = sources.harvest(tokens)
+    check_models_read(crosscoder.sources, sources.sources, where="attribution")
+    chosen, points = _checked_set(crosscoder, latents), path_points(method, n_steps=n_steps)
     is_counted = torch.ones_like(tokens, dtype=torch.bool) if where is None else where
-    reading = _Reading(crosscoder, activations, is_counted.to(activations.device), chosen)
-    metrics, removed, effects = [], [], []
-    for source in crosscoder.sources:
-        read = sources.tokens_for(source.name, tokens)
-        with sources.on_device(source.name) as model:
-            found = _run_source(reading, model, source, tokens=read, metric=metric, points=points)
-        for part, parts in zip(found, (metrics, removed, effects), strict=True):
-            parts.append(part)
+    reading = _Reading(crosscoder, sources.harvest(tokens), is_counted, chosen)
+    found = [
+        _run_source(reading, sources, source, tokens=tokens, metric=metric, points=points)
+        for source in crosscoder.sources
+    ]
+    metrics, removed, effects = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
     return TokenAttribution(
         sources=crosscoder.sources,
         rows=reading.places[reading.rows, 0].cpu(),
         positions=reading.places[reading.rows, 1].cpu(),
         latents=reading.latents.cpu(),
         activations=reading.values.cpu(),
-        effects=torch.stack(effects, dim=1),
-        metric=torch.stack(metrics, dim=1),
-        removed=torch.stack(removed, dim=1),
+        effects=effects,
+        metric=metrics,
+        removed=removed,
     )
-
-
-def check_models(crosscoder: Crosscoder, sources: ModelSources) -> None:
-    """Check that the models are the crosscoder's sources.
-
-    Args:
-        crosscoder: The crosscoder.
-        sources: The models.
-
-    Raises:
-        ValueError: They differ in name, order, width or hook.
-    """
-    wanted, got = (
-        [(s.name, s.d_model, s.hook_name) for s in group] for group in (crosscoder.sources, sources.sources)
-    )
-    if wanted != got:
-        raise ValueError(
-            f"attribution: the crosscoder reads {wanted} (name, width, hook), but the models are {got}."
-        )
 
 
 def _checked_set(crosscoder: Crosscoder, latents: Tensor | None) -> Tensor:
@@ -151,7 +127,7 @@ class _Reading:
     def __init__(
         self, crosscoder: Crosscoder, activations: Tensor, is_counted: Tensor, chosen: Tensor
     ) -> None:
-        self.is_counted = is_counted
+        self.is_counted = is_counted = is_counted.to(activations.device)
         self.places = is_counted.nonzero().to(chosen.device)
         codes = _codes_of_set(crosscoder, activations[is_counted].to(chosen.device), chosen)
         self.rows, self.latents, self.values = codes.rows(), codes.indices, codes.values
@@ -199,7 +175,7 @@ def _codes_of_set(crosscoder: Crosscoder, x_raw: Tensor, chosen: Tensor) -> Spar
 
 def _run_source(
     reading: _Reading,
-    model: LanguageModel,
+    sources: ModelSources,
     source: Source,
     *,
     tokens: Tensor,
@@ -207,12 +183,16 @@ def _run_source(
     points: Sequence[tuple[float, float]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The clean metric, what it loses without the set, and the effect of every entry."""
-    removed = reading.removed(source)
-    with replayed_prefix(model, tokens, hook_name=source.hook_name) as logits:
+    hook_name, removed = source.hook_name, reading.removed(source)
+    tokens = sources.tokens_for(source.name, tokens)
+    with (
+        sources.on_device(source.name) as model,
+        replayed_prefix(model, tokens, hook_name=hook_name) as logits,
+    ):
         clean = checked_metric(metric, logits).detach().double().cpu()
-        with model.edit(source.hook_name, lambda stream: stream - removed.to(stream)):
+        with model.edit(hook_name, lambda stream: stream - removed.to(stream)):
             ablated = checked_metric(metric, model.logits(tokens)).detach().double().cpu()
         gradient = stream_gradient(
-            model, tokens, hook_name=source.hook_name, metric=metric, removed=removed, points=points
+            model, tokens, hook_name=hook_name, metric=metric, removed=removed, points=points
         )
     return clean, clean - ablated, reading.effects(source, gradient)

@@ -34,7 +34,7 @@ from crosscoders.interventions.ablation.latent_sets import check_latents
 from crosscoders.interventions.ablation.replay import replayed_prefix
 from crosscoders.interventions.splice import spliced_logits
 from crosscoders.metrics import kl_divergence
-from crosscoders.sources import Source, compared_pair
+from crosscoders.sources import Source, check_models_read, compared_pair
 
 _TOKENS_AT_ONCE = 256  # bounds the log-softmax copies: 0.15 GB each at 152,000 tokens of vocabulary
 
@@ -90,10 +90,10 @@ def causal_check(
     """
     first, second = compared_pair(crosscoder.sources, pair, where="causal_check", one_width=True)
     mask, counted = mask.cpu(), (mask if counted is None else counted).cpu()
-    _check_models(crosscoder, sources, second)
+    check_models_read(crosscoder.sources, sources.sources, where="causal_check")
+    sources.models[second.name].require_whole("the causal check")
     _check_numbers(mask, counted, n_draws=n_draws, batch_size=batch_size)
-    sets = {name: latents.cpu() for name, latents in sets.items()}
-    _check_sets(sets, n_latents=crosscoder.n_latents, n_live=len(is_live))
+    sets = _checked_sets(sets, n_latents=crosscoder.n_latents, n_live=len(is_live))
     _check_vector(mean_difference, d_model=first.d_model)
     patches = _patches(sets, is_live.cpu(), mean_difference, n_draws=n_draws, generator=generator)
     found = PatchSums(patches, n_sequences=len(tokens))
@@ -101,18 +101,6 @@ def causal_check(
         batch = _Batch(rows=rows, tokens=tokens[rows], mask=mask[rows], counted=counted[rows])
         _run(crosscoder, sources, pair=(first, second), batch=batch, found=found)
     return found.result((first.name, second.name), sets, counted, n_draws=n_draws, generator=generator)
-
-
-def _check_models(crosscoder: Crosscoder, sources: ModelSources, second: Source) -> None:
-    wanted, got = (
-        [(s.name, s.d_model, s.hook_name) for s in group] for group in (crosscoder.sources, sources.sources)
-    )
-    if wanted != got:
-        raise ValueError(
-            f"causal_check: the crosscoder reads {wanted} (name, d_model, hook_name), but the models are "
-            f"{got}."
-        )
-    sources.models[second.name].require_whole("the causal check")
 
 
 def _check_numbers(mask: Tensor, counted: Tensor, *, n_draws: int, batch_size: int) -> None:
@@ -128,7 +116,8 @@ def _check_numbers(mask: Tensor, counted: Tensor, *, n_draws: int, batch_size: i
         )
 
 
-def _check_sets(sets: Mapping[str, Tensor], *, n_latents: int, n_live: int) -> None:
+def _checked_sets(sets: Mapping[str, Tensor], *, n_latents: int, n_live: int) -> dict[str, Tensor]:
+    """The sets on the CPU."""
     empty = [name for name, latents in sets.items() if len(latents) == 0]
     if not sets or empty:
         raise ValueError(
@@ -139,6 +128,7 @@ def _check_sets(sets: Mapping[str, Tensor], *, n_latents: int, n_live: int) -> N
         check_latents(f"causal_check: set {name!r}", latents, n_latents=n_latents)
     if n_live != n_latents:
         raise ValueError(f"causal_check: is_live speaks of {n_live} latents, the crosscoder has {n_latents}.")
+    return {name: latents.cpu() for name, latents in sets.items()}
 
 
 def _check_vector(mean_difference: Tensor | None, *, d_model: int) -> None:

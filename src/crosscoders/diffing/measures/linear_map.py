@@ -36,8 +36,8 @@ def fit_linear_map(
         The map, in float64: y - mean(y) is about M (x - mean(x)).
 
     Raises:
-        ValueError: Unknown sources, columns that do not fit, fewer rows than the first source's width, or
-            `ridge` not above zero.
+        ValueError: Unknown sources, columns that do not fit, fewer rows than the first source's width,
+            values that are not finite, or `ridge` not above zero.
     """
     first, second = compared_pair(sources, pair, where="fit_linear_map")
     if not ridge > 0:
@@ -51,6 +51,8 @@ def fit_linear_map(
         raise ValueError(
             f"fit_linear_map: got {n} rows, fewer than the width {first.d_model} of {first.name!r}."
         )
+    if not bool(products.isfinite().all()):
+        raise ValueError("fit_linear_map: the activations hold NaN or infinity.")
     covariance = products / n - torch.outer(total / n, total / n)
     columns = column_slices(sources)
     x, y = columns[first.name], columns[second.name]

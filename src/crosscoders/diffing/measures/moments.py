@@ -17,6 +17,7 @@ from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.diffing.batches import N_BLOCKS, MeasureBatch, block_of
 from crosscoders.kernels import SparseLatents
+from crosscoders.models.hooks import evaluation_mode
 from crosscoders.sources import Source, check_activations, column_slices, scale_vector
 
 _DENSE_ENTRIES = 2**23  # bounds the dense float64 latents that co-activation is summed from: 64 MiB
@@ -156,13 +157,9 @@ def collect_moments(
             blocks, or latents that do not exist.
     """
     sums = _Sums(crosscoder, n_blocks=n_blocks, latents=latents)
-    was_training = crosscoder.training
-    crosscoder.eval()
-    try:
+    with evaluation_mode(crosscoder):
         for batch in batches:
             sums.add(batch)
-    finally:
-        crosscoder.train(was_training)
     return sums.finish()
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.diffing.batches import MeasureBatch
-from crosscoders.diffing.measures.moments import nonzero_entries, sparse_matrix
+from crosscoders.diffing.measures.moments import nonzero_entries
+from crosscoders.models.hooks import evaluation_mode
 from crosscoders.sources import check_activations, column_slices, scale_vector, source_index
 
 
@@ -71,7 +72,8 @@ def off_activity(
         Variances; NaN where the latent is never off or its direction is zero.
 
     Raises:
-        ValueError: Unknown source, directions of another width, `n_random` below 1, or no rows.
+        ValueError: Unknown source, latents that do not exist, directions of another width, `n_random` below
+            1, or no rows.
     """
     at = source_index(crosscoder.sources, source)
     d_model = crosscoder.sources[at].d_model
@@ -80,16 +82,16 @@ def off_activity(
             f"off_activity: source {source!r} has width {d_model} and n_random must be at least 1, got "
             f"directions of width {directions.shape[1]} and n_random={n_random}."
         )
+    if not bool(((latents >= 0) & (latents < crosscoder.n_latents)).all()):
+        raise ValueError(
+            f"off_activity: latents must lie in 0..{crosscoder.n_latents - 1}, got {latents.tolist()}."
+        )
     random = torch.randn(n_random, d_model, generator=generator, dtype=torch.float64)
     unit = directions.double() / directions.double().norm(dim=1, keepdim=True)
     sums = _OffSums(crosscoder, source, latents, unit=unit, random=random / random.norm(dim=1, keepdim=True))
-    was_training = crosscoder.training
-    crosscoder.eval()
-    try:
+    with evaluation_mode(crosscoder):
         for batch in batches:
             sums.add(batch)
-    finally:
-        crosscoder.train(was_training)
     return sums.finish(source)
 
 
@@ -103,6 +105,10 @@ class _OffSums:
         self._columns = column_slices(crosscoder.sources)[source]
         self._scale = scale_vector(crosscoder.sources, dtype=torch.float64, device=self._device)
         self._latents = latents.cpu()
+        distinct, self._which = latents.to(self._device).unique(return_inverse=True)
+        self._place = torch.full((crosscoder.n_latents,), -1, device=self._device)
+        self._place[distinct] = torch.arange(len(distinct), device=self._device)
+        self._n_distinct = len(distinct)
         self._unit, self._random = unit.to(self._device), random.to(self._device)
         self._n_rows = 0
         shapes = ((len(latents),), (len(latents), 2), (len(latents), 2 * len(random)))
@@ -115,9 +121,7 @@ class _OffSums:
         raw = check_activations(batch.rows, self._crosscoder.sources, where="off_activity").to(self._device)
         x = raw[:, self._columns].double() * self._scale[self._columns]
         row, latent, _ = nonzero_entries(self._crosscoder.encode(raw))
-        shape = (self._crosscoder.n_latents, len(x))
-        ones = torch.ones(len(row), dtype=torch.float64, device=self._device)
-        fires = sparse_matrix(ones, rows=latent, columns=row, shape=shape).to_dense()[self._latents]
+        fires = self._fires(row, self._place[latent], n_rows=len(x))
         self._n_rows += len(x)
         self._n_on += fires.sum(dim=1)
         own = (x @ self._unit.T).T
@@ -127,6 +131,13 @@ class _OffSums:
         both = torch.cat([projected, projected.square()], dim=1)
         self._all_random += both.sum(dim=0)
         self._on_random += fires @ both
+
+    def _fires(self, row: Tensor, place: Tensor, *, n_rows: int) -> Tensor:
+        """1 where a chosen latent fires [chosen batch]; `place` is -1 for the others."""
+        fires = torch.zeros(self._n_distinct, n_rows, dtype=torch.float64, device=self._device)
+        kept = place >= 0
+        fires[place[kept], row[kept]] = 1.0
+        return fires[self._which]
 
     def finish(self, source: str) -> OffActivity:
         if self._n_rows == 0:

@@ -30,7 +30,7 @@ class LatentScaling:
         pair: Names of the two sources.
         reference: Which of the two is the reference.
         n_firings: Tokens on which each latent fires.
-        beta: beta of either source [chosen 2] by target; NaN for a latent that never fires.
+        beta: beta of either source [chosen 2] by target; NaN for one that never fires or has no direction.
     """
 
     latents: Int[Tensor, " chosen"]
@@ -41,13 +41,14 @@ class LatentScaling:
 
     @typed
     def refused(self, target: Target = "error") -> Bool[Tensor, " chosen"]:
-        """Latents without a ratio: fewer than 100 firings, or beta of the reference is not above zero.
+        """Latents without a ratio: fewer than 100 firings, beta of the reference not above zero, or a NaN.
 
         Args:
             target: What was fitted.
         """
-        at_reference = self.beta[target].gather(1, self.reference[:, None])[:, 0]
-        return (self.n_firings < MIN_FIRINGS) | ~(at_reference > 0)
+        beta = self.beta[target]
+        at_reference = beta.gather(1, self.reference[:, None])[:, 0]
+        return (self.n_firings < MIN_FIRINGS) | ~(at_reference > 0) | beta.isnan().any(dim=1)
 
     @typed
     def n_refused(self, target: Target = "error") -> int:
@@ -110,7 +111,7 @@ def latent_scaling(
         direction: "reference" is the published form and needs equal widths. "own" fits each source along its
             own decoder direction and gives beta in units of the reference's vector, each source's strength
             relative to sqrt(d_model): for unequal widths. A source whose decoder vector is zero has no
-            direction of its own: NaN.
+            direction of its own: NaN, and refused.
 
     Returns:
         The factors, in normalized space.

@@ -61,6 +61,8 @@ class PlantedConfig:
         noise: Norm of Gaussian noise over the mean norm of the activations without it, per source.
         linear_map: Whether shared directions of the other sources are a random isometric image of the
             first one's, so that "rotated" has a meaning; otherwise they are drawn independently.
+            The image is another space even where the widths are equal: what compares directions between
+            sources as they are finds all shared features rotated.
         overlap: Share in [0, 1) of every direction that lies in a common subspace of few dimensions.
 
     Raises:

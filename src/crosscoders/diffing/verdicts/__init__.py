@@ -17,7 +17,7 @@ from crosscoders.diffing.verdicts.judge import (
 )
 from crosscoders.diffing.verdicts.nulls import NullReference, null_reference
 from crosscoders.diffing.verdicts.power import Power, PowerAtRate, power_lines
-from crosscoders.diffing.verdicts.table import Verdicts, judge_all
+from crosscoders.diffing.verdicts.table import Verdicts, count_verdicts, judge_all
 from crosscoders.diffing.verdicts.thresholds import Thresholds
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "PowerAtRate",
     "Thresholds",
     "Verdicts",
+    "count_verdicts",
     "gather_evidence",
     "judge",
     "judge_all",

@@ -12,7 +12,7 @@ from crosscoders.diffing.batches import MeasureBatch
 from crosscoders.diffing.measures.decodability import decodability
 from crosscoders.diffing.measures.free_direction import FreeDirection, free_direction
 from crosscoders.diffing.measures.jackknife import JackknifeEstimate
-from crosscoders.diffing.measures.moments import Moments, collect_moments
+from crosscoders.diffing.measures.moments import Moments, collect_moments, normalized_weights
 from crosscoders.diffing.measures.off_activity import off_activity
 from crosscoders.diffing.measures.reuse import reuse
 from crosscoders.diffing.measures.scaling import latent_scaling
@@ -22,7 +22,7 @@ from crosscoders.diffing.measures.twins import twins
 from crosscoders.diffing.verdicts.thresholds import Thresholds
 from crosscoders.latents import LatentTable
 from crosscoders.metrics import decoder_norm_share
-from crosscoders.sources import compared_pair, source_index
+from crosscoders.sources import column_slices, compared_pair, source_index
 
 Columns = dict[str, Tensor]
 Batches = Callable[[], Iterable[MeasureBatch]]
@@ -48,11 +48,12 @@ def gather_evidence(
     known direction nearest to the stronger source's (`reuse`); `off_activity`, for a silent source its
     variance along the other's direction while the latent is off, over that along random ones
     (`off_activity`); `partner` and `partner_correlation`, the latent that belongs more to the weaker source
-    and fires with it most (`twins`); `decodable/<source>` (`decodability`); `swap_gained`, `swap_lost`
-    (`swap_readout`); `stability` (`stability`).
+    and fires with it most (`twins`); `decodable/<source>` (`decodability`); `decoder_cosine`, that of the
+    two decoder rows; `swap_gained`, `swap_lost` (`swap_readout`) and `swap_readable`, 1 or 0, which says
+    whether the swap can be read; `stability` (`stability`).
 
-    Sources of unequal widths have no common space: `kappa`, `off_activity` and the swap readout are not
-    measured then, and `nu_error` and its like follow each source's own decoder direction.
+    Sources of unequal widths have no common space: `kappa`, `decoder_cosine`, `off_activity` and the swap
+    readout are not measured then, and `nu_error` and its like follow each source's own decoder direction.
 
     Args:
         crosscoder: Any crosscoder.
@@ -73,7 +74,7 @@ def gather_evidence(
     has_one_width = first.d_model == second.d_model
     moments = collect_moments(crosscoder, batches())
     fit = free_direction(moments, crosscoder, pair=names)
-    columns = _counts(moments) | _norms(crosscoder, names) | _fit(fit)
+    columns = _counts(moments) | _norms(crosscoder, names, has_one_width=has_one_width) | _fit(fit)
     columns |= _scaling(moments, crosscoder, names, has_one_width=has_one_width)
     writes = _writes(fit, at)
     columns |= _reuse(moments, crosscoder, fit, writes) | _partners(moments, crosscoder, fit, at)
@@ -83,7 +84,7 @@ def gather_evidence(
         for name, values in zip(names, decodability(moments, crosscoder, pair=names).correlation.T)
     }
     swap = None
-    if has_one_width and len(crosscoder.sources) == 2:
+    if has_one_width:
         swap = swap_readout(crosscoder, batches(), slots=names, pair=names)
     columns |= _swap(swap, crosscoder.n_latents) | _stability(stability, crosscoder.n_latents)
     return LatentTable({name: column.detach().cpu() for name, column in columns.items()}, moments.n_rows)
@@ -98,11 +99,16 @@ def _counts(moments: Moments) -> Columns:
     }
 
 
-def _norms(crosscoder: Crosscoder, names: tuple[str, str]) -> Columns:
+def _norms(crosscoder: Crosscoder, names: tuple[str, str], *, has_one_width: bool) -> Columns:
     which = [source_index(crosscoder.sources, name) for name in names]
     roots = torch.tensor([crosscoder.sources[i].d_model for i in which], dtype=torch.float64).sqrt()
     norms = crosscoder.decoder_norms().detach().double().cpu()[:, which] / roots
-    return {"norm_share": decoder_norm_share(norms)[:, 1]}
+    cosine = torch.full((len(norms),), torch.nan, dtype=torch.float64)
+    if has_one_width:
+        W_dec, columns = normalized_weights(crosscoder)[0].cpu(), column_slices(crosscoder.sources)
+        a, b = (W_dec[:, columns[name]] for name in names)
+        cosine = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+    return {"norm_share": decoder_norm_share(norms)[:, 1], "decoder_cosine": cosine}
 
 
 def _fit(fit: FreeDirection) -> Columns:
@@ -191,8 +197,12 @@ def _partners(moments: Moments, crosscoder: Crosscoder, fit: FreeDirection, at: 
 def _swap(found: SwapReadout | None, n_latents: int) -> Columns:
     if found is None:
         nothing = torch.full((n_latents,), torch.nan, dtype=torch.float64)
-        return {"swap_gained": nothing, "swap_lost": nothing}
-    return {"swap_gained": found.gained, "swap_lost": found.lost}
+        return {"swap_gained": nothing, "swap_lost": nothing, "swap_readable": nothing}
+    return {
+        "swap_gained": found.gained,
+        "swap_lost": found.lost,
+        "swap_readable": found.is_readable.double(),
+    }
 
 
 def _stability(found: Stability | None, n_latents: int) -> Columns:

@@ -11,6 +11,7 @@ from torch import Tensor
 from crosscoders._typing import typed
 from crosscoders.bootstrap import wilson_interval
 
+BENIGN_DRIFT = "benign drift"  # the null that false-exclusive rates refer to; others are named with theirs
 _EDGES_PER_DECADE = 2
 
 

@@ -63,6 +63,8 @@ class Power:
 
     def sentence(self) -> str:
         """Such as "power 0.94 at 2%, 0.88 at 0.5%"."""
+        if not self.rates:
+            return "power not measured (nothing planted in a random direction)"
         return "power " + ", ".join(f"{at.power:.2f} at {100 * at.rate:g}%" for at in self.rates)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,7 +16,7 @@ from crosscoders._io import atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.diffing.measures.alignment import Alignment
 from crosscoders.diffing.verdicts.judge import SPECIFIC, VERDICTS, Judgement, judge
-from crosscoders.diffing.verdicts.nulls import NullReference
+from crosscoders.diffing.verdicts.nulls import BENIGN_DRIFT, NullReference
 from crosscoders.diffing.verdicts.power import Power, power_lines
 from crosscoders.diffing.verdicts.thresholds import Thresholds
 from crosscoders.latents import LatentTable
@@ -52,22 +53,32 @@ class Verdicts:
             verdict: One of `crosscoders.diffing.verdicts.VERDICTS`.
 
         Raises:
-            ValueError: No such verdict.
+            ValueError: No such verdict, or there are no verdicts.
         """
-        if verdict not in VERDICTS:
-            raise ValueError(f"Verdicts.latents: verdict must be one of {VERDICTS}, got {verdict!r}.")
         return self.is_called(verdict).nonzero().flatten()
 
     @typed
     def is_called(self, verdict: str = SPECIFIC) -> Bool[Tensor, " latent"]:
-        """Whether each latent has this verdict."""
+        """Whether each latent has this verdict.
+
+        Args:
+            verdict: One of `crosscoders.diffing.verdicts.VERDICTS`.
+
+        Raises:
+            ValueError: No such verdict, or there are no verdicts.
+        """
+        self._measured()
+        if verdict not in VERDICTS:
+            raise ValueError(f"Verdicts: verdict must be one of {VERDICTS}, got {verdict!r}.")
         return torch.tensor([found.verdict == verdict for found in self.judgements], dtype=torch.bool)
 
     def counts(self) -> dict[str, int]:
-        """Latents of each verdict that fire at all, in the order of `VERDICTS`."""
-        fires = self._live().tolist()
-        found = Counter(j.verdict for j, live in zip(self.judgements, fires, strict=True) if live)
-        return {verdict: found[verdict] for verdict in VERDICTS}
+        """Latents of each verdict that fire at all, in the order of `VERDICTS`.
+
+        Raises:
+            ValueError: There are no verdicts.
+        """
+        return count_verdicts(self.judgements, self._live())
 
     @typed
     def explain(self, latent: int) -> str:
@@ -79,13 +90,15 @@ class Verdicts:
         Raises:
             ValueError: No such latent, or there are no verdicts.
         """
-        if self.evidence is None:
-            raise ValueError(f"Verdicts.explain: there are no verdicts; {self.alignment.message}")
+        evidence = self._measured()
         if not 0 <= latent < len(self.judgements):
             raise ValueError(f"Verdicts.explain: latent {latent} is outside 0..{len(self.judgements) - 1}.")
-        found, row = self.judgements[latent], row_of(self.evidence, latent)
+        found, row = self.judgements[latent], row_of(evidence, latent)
         width = max(len(name) for name in row)
-        figures = [f"  {name:<{width}}  {_plain(value) or 'not measured'}" for name, value in row.items()]
+        figures = [
+            f"  {name:<{width}}  {_plain(value) or 'undefined or not measured'}"
+            for name, value in row.items()
+        ]
         return "\n".join([f"latent {latent}: {found.verdict}", f"  because {found.reason}", *figures])
 
     def summary(self) -> str:
@@ -109,9 +122,13 @@ class Verdicts:
         return "\n".join([*lines, *self._null_lines(), *self._power_lines(), *self._missing()])
 
     def n_screened(self) -> int:
-        """Latents that a screen would report: one-sided by decoder norms, or silent in one source."""
-        assert self.evidence is not None
-        share, ratio = self.evidence["norm_share"], self.evidence["ratio"]
+        """Latents that a screen would report: one-sided by decoder norms, or silent in one source.
+
+        Raises:
+            ValueError: There are no verdicts.
+        """
+        evidence = self._measured()
+        share, ratio = evidence["norm_share"], evidence["ratio"]
         edge = self.thresholds.one_sided
         is_hit = (share > edge) | (share < 1 - edge) | (ratio < self.thresholds.absent)
         return int((is_hit & self._live()).sum())
@@ -126,37 +143,45 @@ class Verdicts:
         Raises:
             ValueError: There are no verdicts.
         """
-        if self.evidence is None:
-            raise ValueError(f"Verdicts.to_csv: there are no verdicts; {self.alignment.message}")
+        evidence = self._measured()
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        names = list(self.evidence.columns)
+        names = list(evidence.columns)
         writer.writerow(["latent", "verdict", *names[1:], "reason"])
         for at, found in enumerate(self.judgements):
-            row = row_of(self.evidence, at)
+            row = row_of(evidence, at)
             writer.writerow([at, found.verdict, *(_plain(row[name]) for name in names[1:]), found.reason])
         atomic_write_text(Path(path), out.getvalue())
 
     @typed
     def frequency(self) -> Float[Tensor, " latent"]:
-        """Share of tokens on which each latent fires."""
-        assert self.evidence is not None
-        return self.evidence["n_firings"].double() / self.evidence.n_tokens
+        """Share of tokens on which each latent fires.
+
+        Raises:
+            ValueError: There are no verdicts.
+        """
+        evidence = self._measured()
+        return evidence["n_firings"].double() / evidence.n_tokens
+
+    def _measured(self) -> LatentTable:
+        if self.evidence is None:
+            raise ValueError(f"Verdicts: there are no verdicts; {self.alignment.message}")
+        return self.evidence
 
     def _live(self) -> Tensor:
-        assert self.evidence is not None
-        return self.evidence["n_firings"] > 0
+        return self._measured()["n_firings"] > 0
 
     def _named(self, latent: int) -> str:
-        assert self.evidence is not None
-        return f"{latent} ({self.pair[int(self.evidence['stronger'][latent])]})"
+        return f"{latent} ({self.pair[int(self._measured()['stronger'][latent])]})"
 
     def _null_clause(self) -> str:
         if not self.nulls:
             return "chance not measured (name a null pair)"
         frequency = self.frequency()
         expected, at_most = self.nulls[0].expected(frequency[frequency > 0])
-        return f"the null expects {expected:.1f} (at most {at_most:.1f})"
+        name = self.nulls[0].name
+        said = "the null" if name == BENIGN_DRIFT else f"the null ({name})"
+        return f"{said} expects {expected:.1f} (at most {at_most:.1f})"
 
     def _power_clause(self) -> str:
         return "power not measured (nothing planted)" if self.power is None else self.power.sentence()
@@ -173,11 +198,10 @@ class Verdicts:
         return [] if self.power is None else power_lines(self.power)
 
     def _missing(self) -> list[str]:
-        assert self.evidence is not None
-        lines = []
-        if bool(self.evidence["stability"].isnan().all()):
+        evidence, lines = self._measured(), []
+        if bool(evidence["stability"].isnan().all()):
             lines.append("Stability over seeds: not measured.")
-        if bool(self.evidence["kappa"].isnan().all()):
+        if bool(evidence["kappa"].isnan().all()):
             lines.append("Direction between the models: not measured (no common space).")
         return lines
 
@@ -198,6 +222,18 @@ def judge_all(evidence: LatentTable, thresholds: Thresholds) -> tuple[Judgement,
         judge(dict(zip(columns, values, strict=True)), thresholds)
         for values in zip(*columns.values(), strict=True)
     )
+
+
+@typed
+def count_verdicts(judgements: Sequence[Judgement], is_live: Bool[Tensor, " latent"]) -> dict[str, int]:
+    """Live latents of each verdict, in the order of `VERDICTS`.
+
+    Args:
+        judgements: One per latent.
+        is_live: Which latents count.
+    """
+    found = Counter(j.verdict for j, live in zip(judgements, is_live.tolist(), strict=True) if live)
+    return {verdict: found[verdict] for verdict in VERDICTS}
 
 
 def row_of(evidence: LatentTable, latent: int) -> dict[str, float | int]:

@@ -18,7 +18,7 @@ from crosscoders.interventions.ablation.occurrences import OccurrenceBatch, Occu
 from crosscoders.interventions.ablation.replay import replayed_prefix
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.models.base import LanguageModel
-from crosscoders.sources import Source, column_slices
+from crosscoders.sources import Source, check_models_read, column_slices
 
 MEASURES = ("logit", "centered", "log_probability")
 
@@ -169,7 +169,7 @@ def ablation_effects(
     """
     if len(occurrences) == 0:
         raise ValueError("ablation_effects: got no occurrences; see choose_occurrences.")
-    _check_sources(crosscoder, sources)
+    check_models_read(crosscoder.sources, sources.sources, where="ablation_effects")
     for name, edit in edits.items():
         _check_edit(crosscoder, edit, name=name)
     found = _Found(crosscoder.sources, edits, n=len(occurrences))
@@ -182,17 +182,6 @@ def ablation_effects(
             read = dataclasses.replace(batch, tokens=sources.tokens_for(source.name, batch.tokens))
             _run_source(reading, sources.models[source.name], source, batch=read, edits=edits, found=found)
     return found.effects()
-
-
-def _check_sources(crosscoder: Crosscoder, sources: ModelSources) -> None:
-    wanted, got = (
-        [(s.name, s.d_model, s.hook_name) for s in group] for group in (crosscoder.sources, sources.sources)
-    )
-    if wanted != got:
-        raise ValueError(
-            f"ablation_effects: the crosscoder reads {wanted} (name, d_model, hook_name), but the models "
-            f"are {got}."
-        )
 
 
 def _check_edit(crosscoder: Crosscoder, edit: LatentEdit, *, name: str) -> None:

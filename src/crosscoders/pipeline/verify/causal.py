@@ -38,7 +38,8 @@ def check_groups(
         config: How the text is read.
         verdicts: Say which latents are patched: the survivors, or without any those that are re-used,
             re-scaled or rotated.
-        options: Tokens, controls and seed.
+        options: Tokens, controls and seed; where a group holds more than half of the live latents, so that
+            no control of its size can be drawn, there are no controls.
 
     Returns:
         One result per kind of text; none where there is nothing to patch, no token to read, no common space
@@ -51,6 +52,7 @@ def check_groups(
         return {}
     pair = sources.only(verdicts.pair)
     assert verdicts.evidence is not None
+    is_live = verdicts.evidence["n_firings"] > 0
     mean = _mean_difference(pair, corpus, config)
     return {
         name: causal_check(
@@ -58,14 +60,15 @@ def check_groups(
             pair,
             tokens=tokens,
             mask=mask,
+            counted=counted,
             sets=sets,
-            is_live=verdicts.evidence["n_firings"] > 0,
+            is_live=is_live,
             generator=torch.Generator().manual_seed(options.seed),
             mean_difference=mean,
-            n_draws=options.n_controls,
+            n_draws=options.n_controls if _can_draw(sets, is_live) else 0,
             batch_size=config.data.sequences_per_harvest,
         )
-        for name, (tokens, mask) in _texts(pair, second, corpus, config, options).items()
+        for name, (tokens, mask, counted) in _texts(pair, second, corpus, config, options).items()
     }
 
 
@@ -77,10 +80,16 @@ def _sets(verdicts: Verdicts) -> dict[str, Tensor]:
     return {name: latents for name, latents in groups.items() if len(latents)}
 
 
+def _can_draw(sets: dict[str, Tensor], is_live: Tensor) -> bool:
+    """Whether outside each set as many latents are live as it holds."""
+    n_live = int(is_live.sum())
+    return all(n_live - int(is_live[latents].sum()) >= len(latents) for latents in sets.values())
+
+
 def _texts(
     sources: ModelSources, second: str, corpus: Corpus, config: RunConfig, options: VerifyOptions
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Tokens and counted positions by kind of text; the second model's own text among them."""
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """By kind of text its tokens, the positions to patch (all of a row) and those to count (of that kind)."""
     counted = corpus.counted(config.data)
     found = {}
     for at, name in enumerate(corpus.origins):
@@ -88,7 +97,8 @@ def _texts(
         rows = chosen.any(dim=1).nonzero().flatten()
         enough = int((chosen[rows].sum(dim=1).cumsum(dim=0) < options.causal_tokens).sum()) + 1
         if len(rows):
-            found[name] = corpus.held_out[rows[:enough]], chosen[rows[:enough]]
+            at_rows = rows[:enough]
+            found[name] = corpus.held_out[at_rows], counted[at_rows], chosen[at_rows]
     if not is_bundled(config):  # whose held-out text holds the second model's own answers
         found[f"{second}'s own text"] = _own_text(sources, second, corpus, config, options)
     return found
@@ -96,7 +106,7 @@ def _texts(
 
 def _own_text(
     sources: ModelSources, second: str, corpus: Corpus, config: RunConfig, options: VerifyOptions
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the second model writes after the beginnings of held-out rows, sampled at temperature 1."""
     n_rows = min(len(corpus.held_out), -(-options.causal_tokens // _ANSWER_TOKENS))
     prompts = corpus.held_out[:n_rows, :_PROMPT_TOKENS].tolist()
@@ -111,12 +121,15 @@ def _own_text(
             generator=torch.Generator(model.device).manual_seed(options.seed),
         )
     tokens = torch.zeros(n_rows, _PROMPT_TOKENS + _ANSWER_TOKENS, dtype=torch.int64)
-    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    is_text, is_answer = (torch.zeros(tokens.shape, dtype=torch.bool) for _ in range(2))
+    dropped = () if sources.id_policy is None else sources.id_policy.drop_ids
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids = [*prompt, *answer]
+        ids = [*prompt, *(i for i in answer if i not in dropped)]
         tokens[row, : len(ids)] = torch.tensor(ids)
-        mask[row, len(prompt) : len(ids)] = True
-    return tokens, mask & corpus.kept(tokens, config.data)
+        is_text[row, : len(ids)] = True
+        is_answer[row, len(prompt) : len(ids)] = True
+    kept = corpus.kept(tokens, config.data)
+    return tokens, is_text & kept, is_answer & kept
 
 
 def _mean_difference(sources: ModelSources, corpus: Corpus, config: RunConfig) -> Tensor:

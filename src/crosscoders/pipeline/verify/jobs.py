@@ -68,6 +68,8 @@ def fit_jobs(
         One crosscoder per job, in evaluation mode.
     """
     generator = torch.Generator().manual_seed(config.seed + _SEED_STEP * (seed + 1))
+    # They live in memory only, whatever checkpoints the run itself wrote.
+    config = replace(config, training=replace(config.training, checkpoint_every_steps=0))
     buffer = training_buffer(sources, corpus, config, generator=generator)
     rows, total = first_rows(sources, corpus, config), tokens_of(buffer, corpus, config)
     trainers = []

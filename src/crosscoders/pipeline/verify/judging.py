@@ -19,6 +19,7 @@ from crosscoders.diffing.verdicts import (
     Judgement,
     Power,
     PowerAtRate,
+    count_verdicts,
     gather_evidence,
     judge_all,
 )
@@ -64,6 +65,10 @@ class Judged:
         """Latents that fire."""
         return int((self.frequency > 0).sum())
 
+    def counts(self) -> dict[str, int]:
+        """Live latents of each verdict, in the order of `VERDICTS`."""
+        return count_verdicts(self.judgements, self.frequency > 0)
+
     @property
     def n_specific(self) -> int:
         """Latents called model-specific."""
@@ -71,19 +76,25 @@ class Judged:
 
 
 def judge_group(
-    crosscoders: Sequence[Crosscoder], jobs: Sequence[Job], rows: HeldOutRows, options: VerifyOptions
+    crosscoders: Sequence[Crosscoder],
+    jobs: Sequence[Job],
+    rows: HeldOutRows,
+    options: VerifyOptions,
+    *,
+    is_compared: bool,
 ) -> tuple[Judged, ...]:
-    """Verdicts on crosscoders that differ in their seed alone; with two or more, stability counts too.
+    """Verdicts on crosscoders that differ in their seed alone.
 
     Args:
         crosscoders: The crosscoders.
         jobs: What each reads.
         rows: Held-out rows.
         options: Thresholds.
+        is_compared: Whether stability counts, where there are two or more.
     """
     found = []
     for at, (crosscoder, job) in enumerate(zip(crosscoders, jobs, strict=True)):
-        others = [other for number, other in enumerate(crosscoders) if number != at]
+        others = [other for number, other in enumerate(crosscoders) if is_compared and number != at]
         stable = stability([crosscoder, *others], rows.of(job)) if others else None
         evidence = gather_evidence(
             crosscoder, lambda job=job: rows.of(job), stability=stable, thresholds=options.thresholds

@@ -10,11 +10,12 @@ from typing import Any
 from crosscoders._io import atomic_write_json, atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.diffing.causal import CausalCheck
-from crosscoders.diffing.verdicts import Verdicts
+from crosscoders.diffing.verdicts import VERDICTS, Verdicts
+from crosscoders.diffing.verdicts.nulls import BENIGN_DRIFT
 from crosscoders.pipeline.verify.judging import Judged
 from crosscoders.provenance import write_manifest
 
-REAL, NULL, SELF, SPIKED = "real pair", "benign drift", "self-diff", "planted"
+REAL, NULL, SELF, SPIKED = "real pair", BENIGN_DRIFT, "self-diff", "planted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Verification:
         causal: The causal check by kind of text; empty where it was left out.
         baselines: What the cheap baselines say, as lines of text.
         out: Folder with `verdicts.csv`, `summary.txt` and the rest.
+        swap: How far the swap readout can be trusted, as lines of text; none for sources of unequal widths.
     """
 
     verdicts: Verdicts
@@ -34,17 +36,34 @@ class Verification:
     causal: Mapping[str, CausalCheck]
     baselines: tuple[str, ...]
     out: Path
+    swap: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The verdicts, and what patching the survivors' differences does."""
         lines = [self.verdicts.summary()]
-        for name, group in self.others.items():
-            if name in (REAL, NULL, SELF):
-                counts = ", ".join(f"{one.n_specific} of {one.n_live}" for one in group)
-                lines.append(f"{name}, other crosscoders: {counts} live latents model-specific.")
+        lines += self._side_by_side()
+        if self.others.get(SPIKED) and self.others.get(REAL):
+            lines.append("One crosscoder was planted into: power leaves the stability test out.")
         for text, check in self.causal.items():
             lines += ["", f"Causal check on {text}:", check.summary()]
-        return "\n".join([*lines, *(("", "Baselines:", *self.baselines) if self.baselines else ())])
+        for title, part in (("Swap readout:", self.swap), ("Baselines:", self.baselines)):
+            lines += ["", title, *part] if part else []
+        return "\n".join(lines)
+
+    def _side_by_side(self) -> list[str]:
+        """Live latents of each verdict, one figure per crosscoder: seeds of the pair, then of each null."""
+        if self.verdicts.evidence is None:
+            return []
+        groups = {name: [one.counts() for one in self.others.get(name, ())] for name in (REAL, NULL, SELF)}
+        groups[REAL] = [self.verdicts.counts(), *groups[REAL]]
+        groups = {name: counts for name, counts in groups.items() if counts}
+        head = [f"Side by side, live latents of each crosscoder ({'; '.join(groups)}):"]
+        return head + [
+            f"  {verdict}: "
+            + "; ".join(", ".join(str(c[verdict]) for c in counts) for counts in groups.values())
+            for verdict in VERDICTS
+            if any(c[verdict] for counts in groups.values() for c in counts)
+        ]
 
     @typed
     def explain(self, latent: int) -> str:
@@ -84,12 +103,14 @@ def _record(found: Verification) -> dict[str, Any]:
         "pair": verdicts.pair,
         "thresholds": dataclasses.asdict(verdicts.thresholds),
         "alignment": dataclasses.asdict(verdicts.alignment) | {"is_aligned": verdicts.alignment.is_aligned},
-        "counts": {} if verdicts.evidence is None else verdicts.counts(),
-        "survivors": verdicts.latents().tolist(),
+        "counts": None if verdicts.evidence is None else verdicts.counts(),
+        "survivors": None if verdicts.evidence is None else verdicts.latents().tolist(),
         "nulls": [dataclasses.asdict(null) for null in verdicts.nulls],
         "power": None if verdicts.power is None else dataclasses.asdict(verdicts.power),
         "others": {
-            name: [{"n_live": one.n_live, "n_specific": one.n_specific} for one in group]
+            name: [
+                {"n_live": one.n_live, "n_specific": one.n_specific, "counts": one.counts()} for one in group
+            ]
             for name, group in found.others.items()
         },
         "causal": {text: dataclasses.asdict(check) for text, check in found.causal.items()},

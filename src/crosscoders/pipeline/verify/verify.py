@@ -1,7 +1,7 @@
 """`crosscoders verify`: which hits of a run survive, what chance leaves, and what could have been found."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ import torch
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.diffing.measures.alignment import Alignment, alignment
+from crosscoders.diffing.measures.swap import swap_readout
 from crosscoders.diffing.planted.spike_in import SpikeIn, Spikes, typical_strength
-from crosscoders.diffing.verdicts import NullReference, Verdicts, null_reference
+from crosscoders.diffing.verdicts import NullReference, Power, Verdicts, null_reference
 from crosscoders.harvest import ModelSources
 from crosscoders.pipeline.bundled import BUNDLED_NULL, demo_corpus, demo_data, is_bundled
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.finished import check_same_text, open_sources, read_crosscoder, read_record
-from crosscoders.pipeline.pair import pair_corpus
+from crosscoders.pipeline.pair import MODULE, pair_corpus
 from crosscoders.pipeline.verify.baselines import baseline_lines
 from crosscoders.pipeline.verify.causal import check_groups
 from crosscoders.pipeline.verify.jobs import Job, fit_jobs
@@ -25,7 +26,8 @@ from crosscoders.pipeline.verify.judging import Judged, judge_group, known_rows,
 from crosscoders.pipeline.verify.options import VerifyOptions
 from crosscoders.pipeline.verify.result import NULL, REAL, SELF, SPIKED, Verification, write_verification
 from crosscoders.pipeline.verify.rows import HeldOutRows
-from crosscoders.provenance import run_record
+from crosscoders.provenance import run_record, write_manifest
+from crosscoders.row_stream import excluded_ids
 
 NULL_SOURCE = "null"
 
@@ -60,9 +62,13 @@ def verify_on(
         The verification.
 
     Raises:
-        ValueError: Other sources than the crosscoder's, or text too short to measure on.
+        ValueError: A crosscoder of more or fewer than two sources, other sources than the crosscoder's, or
+            text too short to measure on.
     """
     options, tell = options or VerifyOptions(), say or _say_nothing
+    _check_sources(crosscoder, sources)
+    never = excluded_ids(sources, corpus.exclude_token_ids)  # as in the run itself
+    corpus = dataclasses.replace(corpus, exclude_token_ids=never)
     record = _record(config, options, sources)
     names = (crosscoder.sources[0].name, crosscoder.sources[1].name)
     generator = torch.Generator().manual_seed(options.seed)
@@ -72,32 +78,22 @@ def verify_on(
     aligned = alignment(rows.of(own), crosscoder.sources, generator=generator)
     if not aligned.is_aligned:
         return _not_aligned(names, aligned, options, out=out, record=record)
-    first = judge_group([crosscoder], [own], rows, options)[0]
+    first = judge_group([crosscoder], [own], rows, options, is_compared=False)[0]
     jobs = _jobs(names, crosscoder, first, sources, options, generator)
     tell(f"Training {len(jobs)} further crosscoders on one harvest ...")
     fitted = fit_jobs(jobs, sources, corpus, config, seed=options.seed) if jobs else []
     tell("Measuring and judging all of them ...")
     groups = _judge(crosscoder, own, jobs, fitted, rows, options)
-    main, *seeds = groups.pop(REAL)
-    planted = groups.pop(SPIKED, ())
-    verdicts = Verdicts(
-        pair=names,
-        evidence=main.evidence,
-        judgements=main.judgements,
-        thresholds=options.thresholds,
-        alignment=aligned,
-        nulls=tuple(_null(name, group) for name, group in groups.items()),
-        power=None if not planted else power_of(planted[0], jobs[-1], rows, crosscoder.sources),
-    )
+    verdicts = _verdicts(names, aligned, groups, _power(groups, jobs[-1:], rows, crosscoder), options)
     tell("Checking what the latents do ...")
     causal = check_groups(crosscoder, sources, corpus, config, verdicts, options=options)
-    lines = baseline_lines(own, rows, sources, corpus, config, n_tokens=options.causal_tokens)
     found = Verification(
         verdicts=verdicts,
-        others={REAL: tuple(seeds), **groups, SPIKED: planted},
+        others={**groups, REAL: groups[REAL][1:], SPIKED: groups.get(SPIKED, ())},
         causal=causal,
-        baselines=tuple(lines),
+        baselines=tuple(baseline_lines(own, rows, sources, corpus, config, n_tokens=options.causal_tokens)),
         out=out,
+        swap=tuple(_swap_lines(crosscoder, own, rows)),
     )
     write_verification(found, record=record)
     return found
@@ -134,9 +130,14 @@ def verify(
 
     Raises:
         FileNotFoundError: No run lies there.
-        ValueError: The run names models or text that cannot be loaded, or its text has changed since.
+        ValueError: The run names models or text that cannot be loaded, or its text has changed since; or
+            both `sources` and `null` are given.
         CheckpointError: The crosscoder's files were changed.
     """
+    if sources is not None and null is not None:
+        raise ValueError(
+            f'verify: got both sources= and null={null!r}; load the null beside the others as "null".'
+        )
     folder, options = Path(run), options or VerifyOptions()
     record, config = read_record(folder)
     crosscoder = read_crosscoder(folder, config)
@@ -149,18 +150,41 @@ def verify(
         corpus = demo_corpus(demo_data(sources, config)) if is_own else pair_corpus(config, sources)
     check_same_text(record["data"], corpus, where=folder, may_differ=is_own)
     target = folder / "verify" if out is None else Path(out)
-    return verify_on(crosscoder, sources, corpus, config, out=target, options=options, say=say)
+    found = verify_on(crosscoder, sources, corpus, config, out=target, options=options, say=say)
+    if out is None and (folder / "manifest.json").exists():
+        write_manifest(folder)  # which covered the files of an earlier verification
+    return found
 
 
 def _say_nothing(text: str) -> None:
     """What is told where nobody listens."""
 
 
+def _check_sources(crosscoder: Crosscoder, sources: ModelSources) -> None:
+    wanted, got = (
+        [(source.name, source.d_model, source.hook_name) for source in group]
+        for group in (crosscoder.sources, sources.sources)
+    )
+    if len(wanted) != 2:
+        raise ValueError(f"verify: compares two sources, but the crosscoder has {len(wanted)}: {wanted}.")
+    if not set(wanted) <= set(got):
+        raise ValueError(
+            f"verify: the crosscoder reads {wanted} (name, d_model, hook_name), but the models are {got}; "
+            "load them with the hooks that the crosscoder was trained on."
+        )
+
+
 def _null_model(null: str | None) -> str | None:
     """The model that `null` names; of a run's folder its second one."""
     if null is None or not (Path(null) / "run.json").exists():
         return null
-    return read_record(Path(null))[1].models()["distilled"].path
+    path = read_record(Path(null))[1].models()["distilled"].path
+    if path.startswith(MODULE):
+        raise ValueError(
+            f"verify: the null run in {null} was made with a module in memory ({path}); pass the null "
+            "model's folder, or sources= with a source named null."
+        )
+    return path
 
 
 def _jobs(
@@ -210,8 +234,45 @@ def _judge(
     for name in dict.fromkeys(job.name for job, _ in everything):
         group = [(job, found) for job, found in everything if job.name == name]
         of_jobs, of_crosscoders = zip(*group, strict=True)
-        groups[name] = judge_group(of_crosscoders, of_jobs, rows, options)
+        # A null is not spared by a test that the pair itself does not have to pass.
+        is_compared = options.n_seeds > 1
+        groups[name] = judge_group(of_crosscoders, of_jobs, rows, options, is_compared=is_compared)
     return groups
+
+
+def _swap_lines(crosscoder: Crosscoder, own: Job, rows: HeldOutRows) -> list[str]:
+    """Explained variance as usual and under swap, which say how far the readout's columns can be trusted."""
+    widths = {source.d_model for source in crosscoder.sources}
+    return swap_readout(crosscoder, rows.of(own)).lines() if len(widths) == 1 else []
+
+
+def _verdicts(
+    names: tuple[str, str],
+    aligned: Alignment,
+    groups: dict[str, tuple[Judged, ...]],
+    power: Power | None,
+    options: VerifyOptions,
+) -> Verdicts:
+    """Verdicts on the run's own crosscoder, with every null beside them."""
+    main = groups[REAL][0]
+    return Verdicts(
+        pair=names,
+        evidence=main.evidence,
+        judgements=main.judgements,
+        thresholds=options.thresholds,
+        alignment=aligned,
+        nulls=tuple(_null(name, group) for name, group in groups.items() if name not in (REAL, SPIKED)),
+        power=power,
+    )
+
+
+def _power(
+    groups: dict[str, tuple[Judged, ...]], planted: Sequence[Job], rows: HeldOutRows, crosscoder: Crosscoder
+) -> Power | None:
+    """What became of the plants of the last job, if there were any."""
+    if SPIKED not in groups:
+        return None
+    return power_of(groups[SPIKED][0], planted[0], rows, crosscoder.sources)
 
 
 def _null(name: str, group: tuple[Judged, ...]) -> NullReference:
