@@ -46,12 +46,14 @@ class Power:
             model-specific, wrongly: they re-use a direction that both models have.
         known_direction_planted: Those plants in all.
         strength: Mean norm of a plant over the mean activation norm of its source.
+        typical_strength: The same of what a typical latent writes where it fires, if it was measured.
     """
 
     rates: tuple[PowerAtRate, ...]
     known_direction_specific: int
     known_direction_planted: int
     strength: float
+    typical_strength: float | None = None
 
     def __post_init__(self) -> None:
         for at in self.rates:
@@ -75,7 +77,9 @@ def power_lines(power: Power) -> list[str]:
     Args:
         power: What was found.
     """
-    lines = [f"Planted into these activations (mean norm {power.strength:.2f} of the source's own):"]
+    typical = power.typical_strength
+    beside = "" if typical is None else f"; a typical latent writes {typical:.2f}"
+    lines = [f"Planted into these activations (mean norm {power.strength:.2f} of the source's own{beside}):"]
     for at in power.rates:
         low, high = at.interval
         lines.append(

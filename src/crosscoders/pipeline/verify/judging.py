@@ -11,6 +11,7 @@ from torch import Tensor
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.diffing.measures.stability import stability
 from crosscoders.diffing.planted import match_features
+from crosscoders.diffing.planted.spike_in import Spikes, typical_strength
 from crosscoders.diffing.verdicts import (
     RESCALED,
     ROTATED,
@@ -27,7 +28,7 @@ from crosscoders.latents import LatentTable
 from crosscoders.pipeline.verify.jobs import Job
 from crosscoders.pipeline.verify.options import VerifyOptions
 from crosscoders.pipeline.verify.rows import HeldOutRows
-from crosscoders.sources import Source, column_slices
+from crosscoders.sources import column_slices
 
 
 @final
@@ -54,6 +55,12 @@ class Judged:
     def mean_activation(self) -> Float[Tensor, " latent"]:
         """Mean activation of each latent where it fires."""
         return self.evidence["mean_activation"]
+
+    @property
+    def typical_strength(self) -> float:
+        """Share of the mean activation norm that a typical latent writes where it fires."""
+        norms = self.crosscoder.decoder_norms().detach().double().cpu()
+        return typical_strength(norms, self.mean_activation, sources=self.crosscoder.sources)
 
     @property
     def is_specific(self) -> Bool[Tensor, " latent"]:
@@ -115,14 +122,14 @@ def known_rows(crosscoder: Crosscoder, judged: Judged) -> Tensor:
     return crosscoder.fold().W_dec.detach().cpu()[is_known]
 
 
-def power_of(judged: Judged, job: Job, rows: HeldOutRows, sources: Sequence[Source]) -> Power:
+def power_of(judged: Judged, job: Job, rows: HeldOutRows, *, typical: float) -> Power:
     """What became of the plants.
 
     Args:
         judged: Verdicts on the crosscoder that was trained on planted rows.
         job: Its plants.
         rows: Held-out rows.
-        sources: Sources with their scales.
+        typical: What a typical latent of the run writes, for comparison.
     """
     assert job.spikes is not None
     with torch.no_grad():
@@ -148,7 +155,8 @@ def power_of(judged: Judged, job: Job, rows: HeldOutRows, sources: Sequence[Sour
         ),
         known_direction_specific=sum(called[i] for i in known),
         known_direction_planted=len(known),
-        strength=_strength(job.spikes.directions, sources),
+        strength=_strength(job.spikes),
+        typical_strength=typical,
     )
 
 
@@ -161,10 +169,10 @@ def _at_rate(rate: float, which: list[int], recovered: list[bool], called: list[
     )
 
 
-def _strength(directions: Tensor, sources: Sequence[Source]) -> float:
+def _strength(spikes: Spikes) -> float:
     """Mean norm of the plants over their source's mean norm, which is sqrt(d_model) over the scale."""
     shares = [
-        directions[:, columns].norm(dim=1) * source.scale / source.d_model**0.5
-        for source, columns in zip(sources, column_slices(sources).values(), strict=True)
+        spikes.directions[:, columns].norm(dim=1) * source.scale / source.d_model**0.5
+        for source, columns in zip(spikes.sources, column_slices(spikes.sources).values(), strict=True)
     ]
     return float(torch.stack(shares).amax(dim=0).mean())

@@ -7,6 +7,10 @@ from crosscoders._typing import typed
 from crosscoders.diffing.planted.spike_in import SpikeIn
 from crosscoders.diffing.verdicts import Thresholds
 
+# Of the mean activation norm: about that of a feature in a planted world, where 8 are on at a time. A typical
+# latent of the bundled run writes 0.08, and plants that weak got no latent at any rate; 0.16 did at 2% only.
+_PLANT_STRENGTH = 1 / 3
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,8 @@ class VerifyOptions:
         n_seeds: Crosscoders of the run's own pair, the run's own among them; 1 leaves stability unmeasured.
         n_null_seeds: Crosscoders of each null pair; 0 leaves nulls out.
         self_diff: Whether the base against itself, with directions of its own in each source, is a null too.
-        spike_in: Features to plant into the run's own activations; None leaves power unmeasured.
+        spike_in: Features to plant into the run's own activations, by default of a third of the mean norm;
+            None leaves power unmeasured.
         causal_tokens: Held-out tokens of each kind of text for the causal check; 0 leaves it out.
         n_controls: Random sets of each kind in the causal check.
         thresholds: Where the verdict draws its lines.
@@ -27,7 +32,7 @@ class VerifyOptions:
     n_seeds: int = 3
     n_null_seeds: int = 3
     self_diff: bool = True
-    spike_in: SpikeIn | None = field(default_factory=SpikeIn)
+    spike_in: SpikeIn | None = field(default_factory=lambda: SpikeIn(strength=_PLANT_STRENGTH))
     causal_tokens: int = 10_000
     n_controls: int = 5
     thresholds: Thresholds = field(default_factory=Thresholds)

@@ -11,7 +11,7 @@ from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.diffing.measures.alignment import Alignment, alignment
 from crosscoders.diffing.measures.swap import swap_readout
-from crosscoders.diffing.planted.spike_in import SpikeIn, Spikes, typical_strength
+from crosscoders.diffing.planted.spike_in import SpikeIn, Spikes
 from crosscoders.diffing.verdicts import NullReference, Power, Verdicts, null_reference
 from crosscoders.harvest import ModelSources
 from crosscoders.pipeline.bundled import BUNDLED_NULL, demo_corpus, demo_data, is_bundled
@@ -84,7 +84,7 @@ def verify_on(
     fitted = fit_jobs(jobs, sources, corpus, config, seed=options.seed) if jobs else []
     tell("Measuring and judging all of them ...")
     groups = _judge(crosscoder, own, jobs, fitted, rows, options)
-    verdicts = _verdicts(names, aligned, groups, _power(groups, jobs[-1:], rows, crosscoder), options)
+    verdicts = _verdicts(names, aligned, groups, _power(groups, jobs[-1:], rows), options)
     tell("Checking what the latents do ...")
     causal = check_groups(crosscoder, sources, corpus, config, verdicts, options=options)
     found = Verification(
@@ -209,14 +209,15 @@ def _jobs(
 
 
 def _spikes(spike_in: SpikeIn, crosscoder: Crosscoder, first: Judged, generator: torch.Generator) -> Spikes:
-    """Plants as strong as a typical latent; only in random directions if too few are known to both models."""
+    """Plants; only in random directions if too few latents are known to both models."""
     known = known_rows(crosscoder, first)
     if len(known) < spike_in.n_decoder_rows:
         spike_in = dataclasses.replace(spike_in, directions="random")
-    norms = crosscoder.decoder_norms().detach().double().cpu()
-    strength = typical_strength(norms, first.mean_activation, sources=crosscoder.sources)
     return spike_in.draw(
-        crosscoder.sources, generator=generator, typical_strength=strength, decoder_rows=known
+        crosscoder.sources,
+        generator=generator,
+        typical_strength=first.typical_strength,
+        decoder_rows=known,
     )
 
 
@@ -266,13 +267,11 @@ def _verdicts(
     )
 
 
-def _power(
-    groups: dict[str, tuple[Judged, ...]], planted: Sequence[Job], rows: HeldOutRows, crosscoder: Crosscoder
-) -> Power | None:
+def _power(groups: dict[str, tuple[Judged, ...]], planted: Sequence[Job], rows: HeldOutRows) -> Power | None:
     """What became of the plants of the last job, if there were any."""
     if SPIKED not in groups:
         return None
-    return power_of(groups[SPIKED][0], planted[0], rows, crosscoder.sources)
+    return power_of(groups[SPIKED][0], planted[0], rows, typical=groups[REAL][0].typical_strength)
 
 
 def _null(name: str, group: tuple[Judged, ...]) -> NullReference:
