@@ -48,5 +48,8 @@ class VerifyOptions:
     @classmethod
     @typed
     def short(cls, *, seed: int = 0) -> "VerifyOptions":
-        """One crosscoder of each: the run's own, one of the null pair, one with plants; no seeds compared."""
-        return cls(n_seeds=1, n_null_seeds=1, self_diff=False, seed=seed)
+        """One crosscoder of each: the run's own, one of the null pair, one with plants; no seeds compared.
+
+        The causal check reads less text and draws fewer controls.
+        """
+        return cls(n_seeds=1, n_null_seeds=1, self_diff=False, causal_tokens=2_000, n_controls=2, seed=seed)
