@@ -206,8 +206,15 @@ def test_damage_is_caught_and_named(damage: Callable[[Any], None], message: str)
 
 def test_the_last_hook_is_compared_through_the_final_norm_whatever_that_does() -> None:
     for hf_model, norm in ((toy_model(), "model.norm"), (toy_gpt2(), "transformer.ln_f")):
-        hf_model.get_submodule(norm).register_forward_hook(lambda module, args, output: output + 1.0)
+        shifted: list[Any] = []
+
+        def shift(module: Any, args: Any, output: Any, seen: list[Any] = shifted) -> Any:
+            seen.append(output + 1.0)
+            return seen[-1]
+
+        hf_model.get_submodule(norm).register_forward_hook(shift)
         validate_model(unchecked(hf_model))
+        assert shifted, f"{norm} was never run, so nothing was compared through it"
     hf_model = toy_model()
     hf_model.config.tie_last_hidden_states = False  # Hugging Face then returns it before the norm
     validate_model(unchecked(hf_model))
