@@ -30,6 +30,9 @@ class Source:
         scale: `normalized = raw * scale`; 1.0 until it is estimated.
         tokenizer_fingerprint: Hash of the vocabulary that the model was read with, if known; absent from
             files written before it was recorded.
+
+    Raises:
+        ValueError: An empty name, `d_model` below 1, or a scale that is not finite and positive.
     """
 
     name: str

@@ -38,6 +38,9 @@ class ActivationModule(nn.Module):
             pre_acts: Pre-activations.
             selection_scale: Summed decoder norm of each latent, by which top-k families rank; carries no
                 gradient. Others ignore it.
+
+        Returns:
+            Dense latents [batch latent], or the entries that fire; 0 where nothing fires.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
@@ -47,7 +50,11 @@ class ActivationModule(nn.Module):
         return None
 
     def set_progress(self, fraction: float) -> None:
-        """Told before each training step how much of the run has passed; must depend on nothing else."""
+        """Told before each training step how much of the run has passed; must depend on nothing else.
+
+        Args:
+            fraction: Part of the run that has passed, from 0 to 1.
+        """
 
     @property
     def selection(self) -> Selection | None:
@@ -59,16 +66,32 @@ class ActivationModule(nn.Module):
         return None
 
     def track(self, smallest_score: Float[Tensor, ""]) -> None:
-        """Told the smallest selected score of each training batch, infinite if there is none."""
+        """Told the smallest selected score of each training batch, infinite if there is none.
+
+        Args:
+            smallest_score: Smallest score that the batch's selection kept, in normalized space.
+        """
 
     def calibration_score(
         self, pre_acts: Float[Tensor, "batch latent"], selection_scale: Float[Tensor, " latent"]
     ) -> Float[Tensor, ""]:
-        """Statistic of one batch that `calibrate` averages; only if `needs_calibration`."""
+        """Statistic of one batch that `calibrate` averages; only if `needs_calibration`.
+
+        Args:
+            pre_acts: Pre-activations of the batch.
+            selection_scale: Summed decoder norm of each latent.
+
+        Returns:
+            The statistic, in the units of scores (normalized space).
+        """
         raise NotImplementedError(f"{type(self).__name__} needs no calibration.")
 
     def calibrate(self, scores: Float[Tensor, " batch"]) -> None:
-        """Fix the inference rule from the scores of several batches, after training with frozen weights."""
+        """Fix the inference rule from the scores of several batches, after training with frozen weights.
+
+        Args:
+            scores: One `calibration_score` per calibration batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs no calibration.")
 
 
@@ -88,7 +111,14 @@ class ActivationFn(ABC):
 
     @abstractmethod
     def build(self, n_latents: int) -> ActivationModule:
-        """Make the module for this many latents."""
+        """Make the module for this many latents.
+
+        Args:
+            n_latents: Number of latents of the crosscoder.
+
+        Returns:
+            The module, in training mode.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and the parameters, JSON-ready; `activation_fn_from_dict` inverts it."""

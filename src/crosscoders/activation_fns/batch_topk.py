@@ -36,6 +36,9 @@ class BatchTopK(ActivationFn):
         k_initial: Start of a linear annealing to `k`; None for none.
         anneal_fraction: Part of the run over which `k` is annealed.
         threshold_momentum: Weight of the old value in the moving average, for evaluation while training.
+
+    Raises:
+        ValueError: `k` or `k_initial` below 1, `k_initial` below `k`, or a fraction or momentum out of range.
     """
 
     kind: ClassVar[str] = "batch_topk"

@@ -26,6 +26,9 @@ class JumpReLU(ActivationFn):
         initial_threshold: Start of every latent's threshold.
         bandwidth_space: "normalized": both numbers are meant in the space of scaled activations. No other
             convention exists yet.
+
+    Raises:
+        ValueError: A number that is not finite and positive, or another `bandwidth_space`.
     """
 
     kind: ClassVar[str] = "jumprelu"

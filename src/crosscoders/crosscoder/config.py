@@ -25,6 +25,9 @@ class CrosscoderConfig:
         is_folded: Whether the weights already contain the scales, so that they read raw activations.
         structure: What some latents are held to, such as decoder rows that all sources share; None for
             nothing, which is also what files say that were written before there were structures.
+
+    Raises:
+        ValueError: A number out of range, a name twice, or a structure that these sources cannot have.
     """
 
     sources: tuple[Source, ...]

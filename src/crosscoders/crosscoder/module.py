@@ -113,17 +113,38 @@ class Crosscoder(nn.Module):
 
     @typed
     def normalize(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """Scale raw activations source by source, in the dtype of the weights."""
+        """Scale raw activations source by source, in the dtype of the weights.
+
+        Args:
+            x_raw: Activations as the models give them.
+
+        Returns:
+            The same times the scale of each source, also of a folded crosscoder.
+        """
         return self._checked(x_raw, "normalize") * self._scale_row()
 
     @typed
     def denormalize(self, x_norm: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """Undo `normalize`."""
+        """Undo `normalize`.
+
+        Args:
+            x_norm: Activations in normalized space.
+
+        Returns:
+            The same divided by the scale of each source, also of a folded crosscoder.
+        """
         return self._checked(x_norm, "denormalize") / self._scale_row()
 
     @typed
     def pre_activations(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch latent"]:
-        """Pre-activations of raw activations; folding does not change them."""
+        """Pre-activations of raw activations; folding does not change them.
+
+        Args:
+            x_raw: Activations as the models give them.
+
+        Returns:
+            What goes into the activation function, in normalized space.
+        """
         x = self._checked(x_raw, "pre_activations")
         return self._pre_activations(x if self.config.is_folded else x * self._scale_row())
 
@@ -144,18 +165,39 @@ class Crosscoder(nn.Module):
 
     @typed
     def decode(self, latents: Float[Tensor, "batch latent"] | SparseLatents) -> Float[Tensor, "batch width"]:
-        """Raw reconstruction from dense or sparse latents."""
+        """Raw reconstruction from dense or sparse latents.
+
+        Args:
+            latents: Latents as `encode` gives them.
+
+        Returns:
+            Activations in the units of the models.
+        """
         stored = decode(latents, self.W_dec) + self.b_dec
         return stored if self.config.is_folded else stored / self._scale_row()
 
     @typed
     def reconstruct(self, x_raw: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """`decode(encode(x_raw))`."""
+        """`decode(encode(x_raw))`.
+
+        Args:
+            x_raw: Activations as the models give them.
+
+        Returns:
+            Their reconstruction, in the same units.
+        """
         return self.decode(self.encode(x_raw))
 
     @typed
     def forward(self, x_raw: Float[Tensor, "batch width"]) -> CrosscoderOutput:
-        """One pass over raw activations with everything that losses need, in normalized space."""
+        """One pass over raw activations with everything that losses need, in normalized space.
+
+        Args:
+            x_raw: Activations as the models give them.
+
+        Returns:
+            Inputs, reconstruction, latents and pre-activations.
+        """
         x = self._checked(x_raw, "forward")
         inputs = x * self._scale_row()
         pre_acts = self._pre_activations(x if self.config.is_folded else inputs)
@@ -183,6 +225,9 @@ class Crosscoder(nn.Module):
         Args:
             p: 1 or 2.
             space: "normalized": comparable across sources; "raw": in the units of each model's activations.
+
+        Returns:
+            One column per source, in the order of `sources`; never negative.
         """
         rows = self.W_dec
         if space == "raw" and not self.config.is_folded:
@@ -193,12 +238,26 @@ class Crosscoder(nn.Module):
 
     @typed
     def decoder(self, source: str) -> Float[Tensor, "latent d_model"]:
-        """The stored decoder rows of one source (normalized space, or raw if folded)."""
+        """The stored decoder rows of one source (normalized space, or raw if folded).
+
+        Args:
+            source: Name of the source.
+
+        Returns:
+            A view of its columns of `W_dec`.
+        """
         return self.W_dec[:, self._columns(source)]
 
     @typed
     def encoder(self, source: str) -> Float[Tensor, "latent d_model"]:
-        """The stored encoder rows of one source (normalized space, or raw if folded)."""
+        """The stored encoder rows of one source (normalized space, or raw if folded).
+
+        Args:
+            source: Name of the source.
+
+        Returns:
+            A view of its columns of `W_enc`.
+        """
         return self.W_enc[:, self._columns(source)]
 
     @typed
@@ -208,6 +267,9 @@ class Crosscoder(nn.Module):
         Args:
             latent: Index of the latent.
             source: Name of the source.
+
+        Returns:
+            The decoder vector in the raw units of that model's activations.
 
         Raises:
             ValueError: No such latent or source.

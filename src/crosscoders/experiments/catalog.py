@@ -77,6 +77,9 @@ def experiment_options(name: str, values: Mapping[str, Any]) -> Any:
         name: One of `EXPERIMENTS`.
         values: Options by name; the rest keep their defaults.
 
+    Returns:
+        The options object of that experiment.
+
     Raises:
         ValueError: No such experiment, an unknown option, or a value of the wrong kind.
     """

@@ -39,6 +39,9 @@ def bundled_plan(pair: str = FAMILY, *, seed: int = 0) -> Reproduction:
         pair: "tiny-reasoner".
         seed: Seed of both crosscoders and their data.
 
+    Returns:
+        The plan, for `reproduce`.
+
     Raises:
         ValueError: No such pair.
     """
@@ -79,6 +82,9 @@ def plan_from_toml(path: str | Path) -> Reproduction:
 
     Args:
         path: TOML file.
+
+    Returns:
+        The plan, for `reproduce`.
 
     Raises:
         ValueError: Not TOML, or an unknown key, run or value; the message names the file.

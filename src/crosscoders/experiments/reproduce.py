@@ -35,6 +35,9 @@ class Reproduction:
         experiments: For each experiment the names of the runs that it is done on, in order.
         options: Options of experiments that are not to keep their defaults, by the experiment's name.
         material: Prompts, lexicon and word pairs of a pair of one's own.
+
+    Raises:
+        ValueError: No run, an unknown experiment or run, or a run whose name is no folder name.
     """
 
     title: str

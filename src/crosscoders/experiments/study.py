@@ -129,7 +129,11 @@ class Finding:
     @classmethod
     @typed
     def from_dict(cls, data: Mapping[str, Any]) -> "Finding":
-        """Rebuild a finding from `to_dict`."""
+        """Rebuild a finding from `to_dict`.
+
+        Args:
+            data: Plain form.
+        """
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
 

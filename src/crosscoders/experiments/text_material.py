@@ -43,6 +43,9 @@ class MaterialConfig:
         temperature: Sampling temperature of answers.
         steer_after: Marker after which to steer, such as "<think>"; everywhere if empty.
         think: Tokens that open and close a thought, for the roles of tokens; empty for text without roles.
+
+    Raises:
+        ValueError: An unknown grader, one `think` token, a negative temperature or a count below 1.
     """
 
     prompts: str = ""
@@ -87,6 +90,9 @@ class MaterialConfig:
 
         Args:
             names: Names of settings.
+
+        Returns:
+            The settings by name.
         """
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in set(names) & {"prompts", "lexicon", "word_pairs"}:

@@ -147,6 +147,9 @@ class ParallelogramResult:
             task: Name of the task.
             source: Name of the source.
 
+        Returns:
+            The score with its interval.
+
         Raises:
             ValueError: There is none; the message lists those there are.
         """

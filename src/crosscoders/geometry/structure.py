@@ -80,6 +80,9 @@ def spectrum(covariance: Float[Tensor, "d_model d_model"]) -> Float[Tensor, " d_
 
     Args:
         covariance: Covariance matrix.
+
+    Returns:
+        Variances in the squared units of the activations.
     """
     return torch.linalg.eigvalsh(covariance.double()).flip(0)
 
@@ -93,6 +96,9 @@ def leading_axes(
     Args:
         covariance: Covariance matrix.
         n_components: How many.
+
+    Returns:
+        One axis per column, the one of the largest variance first.
 
     Raises:
         ValueError: More axes than dimensions, or none.

@@ -32,6 +32,9 @@ class WordTask:
     Args:
         name: Name of the relation.
         pairs: (input, output) of each pair; at least one, none of the words empty.
+
+    Raises:
+        ValueError: No pairs, or an empty word.
     """
 
     name: str

@@ -135,6 +135,9 @@ class ModelSources:
         Args:
             name: Name of the source.
             tokens: Token ids as all sources get them.
+
+        Returns:
+            Ids of the same shape; the same tensor where nothing is replaced.
         """
         return tokens if self.id_policy is None else self.id_policy.tokens_for(name, tokens)
 

@@ -55,6 +55,7 @@ def from_pretrained(
             another, or only pickle files are there (`crosscoders convert` reads those).
         ValueError: `scale` or `sources` for an artifact that has its own, or `revision` for a folder.
         OSError: The Hub could not give it; see `pull`.
+        FileNotFoundError: Neither a folder here nor a repository of that name.
 
     Example:
         crosscoder = from_pretrained("runs/mine")

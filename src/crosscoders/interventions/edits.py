@@ -33,6 +33,9 @@ class Edit(ABC):
 
         Args:
             unit: What an amount of 1 is in units of the activation; only edits with `has_unit` read it.
+
+        Returns:
+            The change of an activation f.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def explain(shape: StepShape) -> str:
 
     Args:
         shape: The step to run.
+
+    Returns:
+        One sentence.
     """
     return _sentence(*_best(shape))
 

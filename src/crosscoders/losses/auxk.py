@@ -25,6 +25,9 @@ class AuxK(LossTerm):
         weight: 1/32 in the source.
         warmup_fraction: As in `LossTerm`.
         k_aux: Dead latents per token; None for min(width / 2, n_latents).
+
+    Raises:
+        ValueError: `k_aux` below 1.
     """
 
     name: ClassVar[str] = "auxk"

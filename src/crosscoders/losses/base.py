@@ -46,6 +46,9 @@ class LossTerm(ABC):
     Args:
         weight: Factor in the total.
         warmup_fraction: Part of the run over which the weight grows linearly from 0.
+
+    Raises:
+        ValueError: A weight that is negative or not finite, or `warmup_fraction` outside [0, 1].
     """
 
     name: ClassVar[str]
@@ -66,10 +69,26 @@ class LossTerm(ABC):
     def value(
         self, output: CrosscoderOutput, crosscoder: Crosscoder, context: LossContext
     ) -> Float[Tensor, ""]:
-        """The term before its weight."""
+        """The term before its weight.
+
+        Args:
+            output: One pass of the crosscoder, in normalized space.
+            crosscoder: The crosscoder that made it.
+            context: Progress of the run and which latents are dead.
+
+        Returns:
+            A scalar in float32 with gradient: a mean over the tokens of the batch.
+        """
 
     def weight_at(self, progress: float) -> float:
-        """Weight after this part of the run."""
+        """Weight after this part of the run.
+
+        Args:
+            progress: Part of the run that has passed, from 0 to 1.
+
+        Returns:
+            `weight`, or the part of it that the warm-up has reached.
+        """
         if progress >= self.warmup_fraction:
             return self.weight
         return self.weight * progress / self.warmup_fraction

@@ -16,7 +16,12 @@ from crosscoders.losses.base import LossContext, LossTerm
 @final
 @dataclass(frozen=True, eq=False)
 class WeightedTerm:
-    """A term's value and the weight it has at this step."""
+    """A term's value and the weight it has at this step.
+
+    Args:
+        value: The term before its weight, a scalar with gradient.
+        weight: Its factor in the total at this step.
+    """
 
     value: Float[Tensor, ""]
     weight: float

@@ -64,7 +64,11 @@ class SharedDecoderNormL1(LossTerm):
     def value(
         self, output: CrosscoderOutput, crosscoder: Crosscoder, context: LossContext
     ) -> Float[Tensor, ""]:
-        """The term before its weight."""
+        """The term before its weight.
+
+        Raises:
+            ValueError: `n_shared` exceeds the number of latents.
+        """
         if self.n_shared > crosscoder.n_latents:
             raise ValueError(
                 f"loss term {self.name!r}: n_shared is {self.n_shared}, but the crosscoder has only "

@@ -51,6 +51,9 @@ class LanguageModel:
         model_id: Directory or Hub id it came from; empty for a module.
         revision: Hub commit it came from, if any.
         cut: Where a model that was read in part ends; None for a whole one.
+
+    Raises:
+        ValueError: Neither `hf_model` nor `bridge`.
     """
 
     def __init__(
@@ -82,7 +85,11 @@ class LanguageModel:
 
     @property
     def bridge(self) -> Any:
-        """The TransformerBridge, booted from `hf_model` (which it leaves alone) on first use."""
+        """The TransformerBridge, booted from `hf_model` (which it leaves alone) on first use.
+
+        Raises:
+            RuntimeError: It would have to be booted inside an edit.
+        """
         self.require_whole("a TransformerBridge")
         if self._bridge is None:
             assert self.hf_model is not None  # __init__ refused a model without either
@@ -271,6 +278,9 @@ class LanguageModel:
         Args:
             hook_name: A residual-stream hook, or "half".
             fn: Gets the activation [batch pos d_model] and returns one of the same shape and dtype.
+
+        Returns:
+            A context manager; the edit acts while it lasts.
 
         Raises:
             ValueError: The hook does not exist or is none of the residual stream.

@@ -61,6 +61,9 @@ class TokenTrace:
 
         Args:
             token_ids: Ids to look for.
+
+        Returns:
+            True at those tokens.
         """
         wanted = torch.tensor(token_ids, device=self._tokens.device)
         return (torch.isin(self._tokens, wanted) & self._is_real)[:, -self._n_new :]
@@ -70,6 +73,9 @@ class TokenTrace:
 
         Args:
             marker: One or more token ids in a row; the position of the last one is not itself "after".
+
+        Returns:
+            True from the token after the marker on.
         """
         n_seen = self._tokens.shape[1]
         ends = torch.zeros_like(self._is_real)
@@ -127,6 +133,9 @@ class TokenTrace:
 
         Args:
             listener: Called with the indices [batch] each time, after this trace has followed.
+
+        Returns:
+            A context manager; the listener is told while it lasts.
         """
         self._listeners.append(listener)
         try:

@@ -64,6 +64,9 @@ class DataConfig:
             or rules; None lets such ids raise.
         tokenizer: "base" or "distilled": whose tokenizer makes the ids; None for the first model's that has
             one. Only R1's own reads `<think>` as one token.
+
+    Raises:
+        ValueError: A count out of range, or a `tokenizer` that names no model.
     """
 
     n_tokens: int | None = None
@@ -117,6 +120,9 @@ class TextPart:
         weight: Share of the tokens that come from it, relative to the other parts' weights.
         name: What tables call this kind of text; the file's stem if empty.
         format: "text", "openthoughts" or "chat"; "auto" tells them apart by their keys.
+
+    Raises:
+        ValueError: An unknown format, a weight that is not finite and positive, or the name "all".
     """
 
     path: str
@@ -159,6 +165,9 @@ class RunConfig:
         device: Torch device of models and crosscoder.
         data: Tokens.
         training: Optimizer and schedule.
+
+    Raises:
+        ValueError: `n_latents` below 1, or a text, hook or objective that cannot be.
     """
 
     base: str | ModelConfig

@@ -19,6 +19,9 @@ class ModelConfig:
         dtype: "float32", "bfloat16" or "float16": dtype of the weights, and in which the model computes.
         device: Torch device on which it reads; None for the run's.
         offload: Keep the weights in CPU memory and move them to the device only while the model reads.
+
+    Raises:
+        ValueError: An empty path, or a dtype that models are not read in.
     """
 
     path: str

@@ -39,6 +39,13 @@ class Run:
 
     `reconstruction` and `splice` hold one entry per kind of held-out text; `reconstruction["all"]` covers
     every token.
+
+    Args:
+        out: The run folder.
+        crosscoder: The trained crosscoder, in eval mode.
+        latents: One row per latent, measured on held-out text.
+        reconstruction: Explained variance and L0 by kind of text, and for all of it as "all".
+        splice: For each kind of text and source, KL and cross-entropy with the reconstruction in place.
     """
 
     out: Path

@@ -38,7 +38,15 @@ class LatentAnnotator(Protocol):
 
     @typed
     def annotate(self, latent: int, snippets: Sequence[Snippet]) -> Annotation:
-        """Annotate one latent from snippets in which it fires."""
+        """Annotate one latent from snippets in which it fires.
+
+        Args:
+            latent: Its number in the crosscoder.
+            snippets: Snippets in which it fires.
+
+        Returns:
+            Category, explanation and score of the latent.
+        """
         ...
 
 
@@ -188,6 +196,9 @@ class LabelAnnotator:
             latent: Its number in the crosscoder.
             snippets: Not used.
 
+        Returns:
+            Category and score of the latent.
+
         Raises:
             KeyError: The table has no such latent.
         """
@@ -217,6 +228,9 @@ def has_labels(columns: Mapping[str, Tensor]) -> bool:
 
     Args:
         columns: Columns of a `LatentTable`.
+
+    Returns:
+        True if there are columns of questions about acts.
     """
     return any(name.startswith("auroc/function/") for name in columns)
 

@@ -29,6 +29,9 @@ class SnippetOptions:
         n_before: Tokens shown before the marked one.
         n_after: Tokens shown after it.
         seed: Seed of the random choices.
+
+    Raises:
+        ValueError: A count out of range.
     """
 
     n_top: int = 8
@@ -104,6 +107,9 @@ class SnippetCollection:
             hard: Take those that share most tokens with where the latent fires, which are harder to tell
                 apart, rather than any.
 
+        Returns:
+            At most `n` snippets.
+
         Raises:
             KeyError: The latent was not collected.
         """
@@ -142,6 +148,9 @@ def collect_snippets(
         tokenizer: The tokenizer that made the ids.
         options: How many snippets and how long; the defaults if None.
         rows_at_a_time: Rows that go through the models together; their chosen latents are held densely.
+
+    Returns:
+        Snippets of each latent, and random ones.
 
     Raises:
         ValueError: No latent, a latent twice or out of range, or a mask that counts no token.
@@ -218,6 +227,9 @@ class SnippetCollector:
 
         Args:
             tokenizer: The tokenizer that made the ids.
+
+        Returns:
+            Snippets of each latent, and random ones.
         """
         found = {latent: self._latent(slot, tokenizer) for slot, latent in enumerate(self.latents)}
         silent_window = [0.0] * (self.options.n_before + 1 + self.options.n_after)

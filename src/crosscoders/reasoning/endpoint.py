@@ -95,6 +95,9 @@ class ChatClient:
 
         Args:
             questions: Messages of each question.
+
+        Returns:
+            Calls, tokens and cost, in the currency of the configured prices.
         """
         new = {self._path(question): question for question in questions}
         new = {path: question for path, question in new.items() if not path.exists()}
@@ -116,6 +119,9 @@ class ChatClient:
         Args:
             messages: Chat messages with the keys "role" and "content".
             parse: Turns the answer's text into what is wanted; raises ValueError if it is of no use.
+
+        Returns:
+            What `parse` made of the answer.
 
         Raises:
             EndpointError: No usable answer after all retries, a refusal, or `max_calls` reached.

@@ -26,6 +26,9 @@ class EndpointConfig:
         price_per_million_output: Price of a million output tokens.
         characters_per_token: For estimates only.
         max_calls: Most requests that a client sends, retries included; a bound also where no price is given.
+
+    Raises:
+        ValueError: A number out of range, no model, or an `api_key_env` that is no variable's name.
     """
 
     base_url: str

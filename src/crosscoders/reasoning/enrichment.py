@@ -72,6 +72,9 @@ class Enrichment:
         Args:
             question: Name of the question.
 
+        Returns:
+            (tokens answered no, tokens answered yes).
+
         Raises:
             KeyError: No such question.
         """

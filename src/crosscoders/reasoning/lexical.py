@@ -11,7 +11,13 @@ from crosscoders.reasoning.lexicon import CategoryWords, read_lexicon
 
 @dataclass(frozen=True, kw_only=True)
 class Opener:
-    """A phrase of a category where it stands in a text, as a span of characters."""
+    """A phrase of a category where it stands in a text, as a span of characters.
+
+    Args:
+        category: Name of the category.
+        start: First character of the phrase.
+        stop: One past its last character.
+    """
 
     category: str
     start: int
@@ -49,6 +55,9 @@ class LexicalAnnotator:
 
         Args:
             text: One sentence (longer text works too, but `patterns` and `unless` then apply to all of it).
+
+        Returns:
+            Names of the categories; empty where none applies.
         """
         return frozenset(name for name in self.lexicon if self._belongs(name, text))
 
@@ -58,6 +67,9 @@ class LexicalAnnotator:
 
         Args:
             text: Any text.
+
+        Returns:
+            Spans in characters, which never overlap within a category.
         """
         found = [
             Opener(category=name, start=match.start(), stop=match.end())

@@ -22,6 +22,9 @@ class CategoryWords:
             boundaries.
         patterns: Regular expressions; a sentence in which one is found belongs to the category.
         unless: Regular expressions; a sentence in which one is found does not, whatever else it holds.
+
+    Raises:
+        ValueError: No phrase, or one that is empty or has outer spaces.
     """
 
     phrases: tuple[str, ...] = ()

@@ -71,6 +71,9 @@ class LLMAnnotator:
             latent: Its number in the crosscoder.
             snippets: Snippets to show.
 
+        Returns:
+            Category, explanation and score of the latent.
+
         Raises:
             EndpointError: No usable answer after all retries.
         """
@@ -85,6 +88,9 @@ class LLMAnnotator:
 
         Args:
             snippets: Snippets of each latent.
+
+        Returns:
+            Calls, tokens and cost, in the currency of the configured prices.
         """
         return self.client.estimate([self.messages(shown) for shown in snippets.values() if shown])
 
@@ -94,6 +100,9 @@ class LLMAnnotator:
 
         Args:
             snippets: Snippets to show.
+
+        Returns:
+            Chat messages with the keys "role" and "content".
         """
         largest = max(snippet.activation for snippet in snippets)
         help_lines = "\n".join(f"- {name}: {meaning}" for name, meaning in self.categories.items())
@@ -116,6 +125,9 @@ def category_hints(lexicon: Mapping[str, CategoryWords]) -> dict[str, str]:
 
     Args:
         lexicon: Words by category (`read_lexicon`).
+
+    Returns:
+        One line of text per category.
     """
     return {
         name: _CATEGORY_HELP.get(name, f"as with {', '.join(map(repr, words.phrases[:_N_HINTS]))}")
@@ -157,6 +169,9 @@ class LLMJudge:
         Args:
             annotation: Its explanation is shown.
             snippets: Shown unmarked.
+
+        Returns:
+            One answer per snippet, in order; None where there was no usable one.
         """
         return self._ask(_FIRES, annotation.explanation, [snippet.marked(()) for snippet in snippets])
 
@@ -169,6 +184,9 @@ class LLMJudge:
         Args:
             annotation: Its explanation is shown.
             marked: Shown with their marks.
+
+        Returns:
+            One answer per snippet, in order; None where there was no usable one.
         """
         texts = [item.snippet.marked(item.marks) for item in marked]
         return self._ask(_MARKED, annotation.explanation, texts)
@@ -182,6 +200,9 @@ class LLMJudge:
         Args:
             activating: Test snippets of each latent.
             non_activating: Non-activating snippets of each latent.
+
+        Returns:
+            Calls, tokens and cost, in the currency of the configured prices.
         """
         questions = []
         for fired, silent in zip(activating, non_activating, strict=True):
@@ -250,6 +271,9 @@ def annotate_latents(
         annotator: Any annotator.
         snippets: Snippets of each latent.
         give_up_after: Failures in a row after which the rest is skipped.
+
+    Returns:
+        Annotations by latent, and why the others have none.
 
     Raises:
         ValueError: `give_up_after` below 1.

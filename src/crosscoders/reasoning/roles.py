@@ -118,6 +118,9 @@ def measure_roles(
         role_names: Names of the roles.
         rows_at_a_time: Rows that go through the models together.
 
+    Returns:
+        Counts and summed activations per latent and role.
+
     Raises:
         ValueError: A role that has no name, or a mask that counts no token.
     """

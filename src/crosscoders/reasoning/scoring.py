@@ -16,7 +16,12 @@ from crosscoders.reasoning.snippets import Snippet
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedSnippet:
-    """A snippet with some of its tokens marked, rightly or wrongly."""
+    """A snippet with some of its tokens marked, rightly or wrongly.
+
+    Args:
+        snippet: The snippet.
+        marks: Marked tokens, as indices into its pieces.
+    """
 
     snippet: Snippet
     marks: frozenset[int]
@@ -28,14 +33,30 @@ class Judge(Protocol):
 
     @typed
     def fires(self, annotation: Annotation, snippets: Sequence[Snippet]) -> Sequence[bool | None]:
-        """For each snippet whether the latent fires somewhere in it."""
+        """For each snippet whether the latent fires somewhere in it.
+
+        Args:
+            annotation: What is said of the latent.
+            snippets: Snippets, their marks not shown.
+
+        Returns:
+            One answer per snippet, in order; None where the judge gives none.
+        """
         ...
 
     @typed
     def rightly_marked(
         self, annotation: Annotation, marked: Sequence[MarkedSnippet]
     ) -> Sequence[bool | None]:
-        """For each snippet whether the marked tokens are those on which the latent fires."""
+        """For each snippet whether the marked tokens are those on which the latent fires.
+
+        Args:
+            annotation: What is said of the latent.
+            marked: Snippets with marks that may be wrong.
+
+        Returns:
+            One answer per snippet, in order; None where the judge gives none.
+        """
         ...
 
 
@@ -96,6 +117,9 @@ def detection_score(
         activating: Snippets in which the latent fires, none of them shown to the annotator.
         non_activating: Snippets in which it does not.
         generator: Draws the order.
+
+    Returns:
+        Balanced accuracy in [0, 1]; NaN if one side has no answered snippet.
     """
     items = [(snippet, True) for snippet in activating] + [(snippet, False) for snippet in non_activating]
     order = torch.randperm(len(items), generator=generator).tolist()
@@ -118,6 +142,9 @@ def fuzzing_score(
         annotation: What is tested.
         activating: Snippets in which the latent fires, none of them shown to the annotator.
         generator: Draws the wrong marks and the order.
+
+    Returns:
+        Balanced accuracy in [0, 1]; NaN if one side has no answered snippet.
     """
     items = []
     for snippet in activating:
@@ -157,6 +184,9 @@ class LexicalJudge:
         Args:
             annotation: Names the category.
             snippets: Snippets, as if unmarked.
+
+        Returns:
+            One answer per snippet, in order.
         """
         if annotation.category is None:
             return [None] * len(snippets)
@@ -172,6 +202,9 @@ class LexicalJudge:
         Args:
             annotation: Names the category.
             marked: Snippets with marks.
+
+        Returns:
+            One answer per snippet, in order.
         """
         if annotation.category is None:
             return [None] * len(marked)

@@ -37,6 +37,9 @@ def extreme_latents(
         fired: Which latents fire.
         n: Latents wanted at each end.
 
+    Returns:
+        Latent numbers of both ends, the most extreme first.
+
     Raises:
         ValueError: `n` below 1, or fewer than two latents that fire and have an NRN.
     """
@@ -78,6 +81,9 @@ def frequency_matched(
         generator: Draws.
         n_matches: Latents drawn for each chosen one.
         n_nearest: Nearest ones to draw from.
+
+    Returns:
+        Latent numbers, one row per chosen latent.
 
     Raises:
         ValueError: A latent that never fires, or a pool too small.

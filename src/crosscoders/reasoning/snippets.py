@@ -53,6 +53,9 @@ class Snippet:
 
         Args:
             at: Tokens to mark, as indices into `pieces`; the marked one if None.
+
+        Returns:
+            One line; line breaks and control characters are escaped.
         """
         chosen = {self.at} if at is None else set(at)
         return visible(

@@ -69,6 +69,9 @@ class Structure(ABC):
             grad: Gradient as if every weight were free.
             matrix: Which of both matrices it belongs to.
             sources: Sources in the order of their columns.
+
+        Returns:
+            A new tensor; both matrices have one, and the optimizer sees nothing else.
         """
 
     @abstractmethod
@@ -87,6 +90,9 @@ class Structure(ABC):
             matrix: Which of both matrices they are.
             sources: Sources in the order of their columns.
             rtol: Rounding to accept, relative to the largest entry of a latent's row.
+
+        Returns:
+            Index of the latent, or None where all hold.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class DedicatedLatents(Structure):
 
     @typed
     def check(self, sources: Sequence[Source], *, n_latents: int) -> None:
-        """Raise ValueError for another number of sources or too few latents."""
+        """Raise ValueError for another number of sources or too few latents.
+
+        Raises:
+            ValueError: Another number of sources, or fewer latents than are dedicated.
+        """
         if len(self.n_per_source) != len(sources):
             raise ValueError(
                 f"DedicatedLatents: n_per_source has {len(self.n_per_source)} counts for {len(sources)} "

@@ -41,7 +41,11 @@ class SharedLatents(Structure):
 
     @typed
     def check(self, sources: Sequence[Source], *, n_latents: int) -> None:
-        """Raise ValueError for sources of different widths or too few latents."""
+        """Raise ValueError for sources of different widths or too few latents.
+
+        Raises:
+            ValueError: Sources of different widths, or fewer latents than are shared.
+        """
         widths = {source.name: source.d_model for source in sources}
         if len(set(widths.values())) > 1:
             raise ValueError(

@@ -23,29 +23,61 @@ class Callback:
     """
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        """Before the first step."""
+        """Before the first step.
+
+        Args:
+            trainer: The trainer, to read.
+        """
 
     def on_step_end(self, trainer: "Trainer", report: StepReport) -> None:
-        """After each step; `report.metrics` is there at logging steps only."""
+        """After each step; `report.metrics` is there at logging steps only.
+
+        Args:
+            trainer: The trainer, to read.
+            report: Losses and counters of the step.
+        """
 
     def on_evaluate(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """After each evaluation."""
+        """After each evaluation.
+
+        Args:
+            trainer: The trainer, to read.
+            metrics: Value of each metric by its name.
+        """
 
     def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
-        """After each checkpoint."""
+        """After each checkpoint.
+
+        Args:
+            trainer: The trainer, to read.
+            path: Folder of the checkpoint.
+        """
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        """After the last step, the calibration and the last evaluation."""
+        """After the last step, the calibration and the last evaluation.
+
+        Args:
+            trainer: The trainer, to read.
+        """
 
     def on_exception(self, trainer: "Trainer", error: BaseException) -> None:
-        """When `fit` fails, before the error is raised again."""
+        """When `fit` fails, before the error is raised again.
+
+        Args:
+            trainer: The trainer, to read.
+            error: What was raised.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback; plain data and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        Args:
+            state: A value of `state_dict`.
+        """
 
 
 @final
@@ -116,7 +148,11 @@ class History(Callback):
 
     @typed
     def to_csv(self, path: Path | str) -> None:
-        """Write all rows, with the union of their columns."""
+        """Write all rows, with the union of their columns.
+
+        Args:
+            path: File to write.
+        """
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
 
         def write(temporary: Path) -> None:

@@ -82,7 +82,11 @@ class DifferenceBatches:
 
     @typed
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next pass start at that position."""
+        """Make the next pass start at that position.
+
+        Args:
+            state: A value of `state_dict`.
+        """
         self._position, self._stream = dict(state), None
 
     def _state_of_batches(self) -> dict[str, Any] | None:

@@ -50,6 +50,9 @@ class Trainer:
         evaluation: Called with the crosscoder in eval mode and without gradient; gives metrics by name.
         checkpoint_dir: Folder of the run's checkpoints; needed if `config.checkpoint_every_steps` is set.
 
+    Raises:
+        ValueError: A folded crosscoder, two terms of one name, or checkpoints without a `checkpoint_dir`.
+
     Example:
         >>> import torch
         >>> from crosscoders.activation_fns import BatchTopK
@@ -200,7 +203,11 @@ class Trainer:
 
     @typed
     def request_stop(self, reason: str) -> None:
-        """End the run after this step; the reason is kept in `stop_reason`."""
+        """End the run after this step; the reason is kept in `stop_reason`.
+
+        Args:
+            reason: A sentence for the log.
+        """
         self.stop_reason = reason
 
     def dead_mask(self) -> Tensor:

@@ -125,6 +125,9 @@ class Attribution:
             source: Name of the source.
             n: How many; fewer if the set is smaller.
 
+        Returns:
+            Latent numbers.
+
         Raises:
             ValueError: No such source.
         """

@@ -96,6 +96,9 @@ class Moments:
             source: Name of the source.
             decoder: Its decoder rows d in normalized space.
             at: Places among the chosen latents that they belong to; None for all.
+
+        Returns:
+            Sums in float64, in normalized units.
         """
         at = torch.arange(len(self.latents)) if at is None else at
         squares = self.sum_squares[:, self.latents[at], None]

@@ -45,6 +45,9 @@ class LatentScaling:
 
         Args:
             target: What was fitted.
+
+        Returns:
+            One entry per chosen latent.
         """
         beta = self.beta[target]
         at_reference = beta.gather(1, self.reference[:, None])[:, 0]
@@ -56,6 +59,9 @@ class LatentScaling:
 
         Args:
             target: What was fitted.
+
+        Returns:
+            A count.
         """
         return int(self.refused(target).sum())
 
@@ -68,6 +74,9 @@ class LatentScaling:
 
         Args:
             target: What was fitted.
+
+        Returns:
+            One ratio per chosen latent, without unit; it may be negative or exceed 1.
         """
         beta = self.beta[target]
         at_reference = beta.gather(1, self.reference[:, None])[:, 0]
@@ -83,6 +92,9 @@ class LatentScaling:
         Args:
             error: Threshold of |nu| for the error.
             reconstruction: Threshold of |nu| for the reconstruction with bias.
+
+        Returns:
+            One entry per chosen latent; False where refused.
         """
         return (self.nu("error").abs() < error) & (self.nu("reconstruction").abs() < reconstruction)
 

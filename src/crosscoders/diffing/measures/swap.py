@@ -95,6 +95,9 @@ class SwapReadout:
         Args:
             latent: Index of the latent.
 
+        Returns:
+            One sentence.
+
         Raises:
             ValueError: No such latent.
         """

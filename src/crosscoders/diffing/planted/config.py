@@ -21,6 +21,9 @@ class PlantedCounts:
             a context of their own.
         n_rotated: Features per base rate that fire in every source, in unrelated directions.
         n_rescaled: Features per base rate that every source has and all but one have weaker.
+
+    Raises:
+        ValueError: A negative count.
     """
 
     n_shared: int = 288
@@ -35,7 +38,14 @@ class PlantedCounts:
 
     @typed
     def per_rate(self, kind: Kind) -> int:
-        """Features of this kind for each base rate; 0 for shared ones, which have rates of their own."""
+        """Features of this kind for each base rate; 0 for shared ones, which have rates of their own.
+
+        Args:
+            kind: Kind of the features.
+
+        Returns:
+            A count.
+        """
         return 0 if kind == "shared" else int(getattr(self, f"n_{kind}"))
 
 

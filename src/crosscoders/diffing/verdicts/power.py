@@ -47,6 +47,9 @@ class Power:
         known_direction_planted: Those plants in all.
         strength: Mean norm of a plant over the mean activation norm of its source.
         typical_strength: The same of what a typical latent writes where it fires, if it was measured.
+
+    Raises:
+        ValueError: Counts that contradict each other.
     """
 
     rates: tuple[PowerAtRate, ...]

@@ -52,6 +52,9 @@ class Verdicts:
         Args:
             verdict: One of `crosscoders.diffing.verdicts.VERDICTS`.
 
+        Returns:
+            Latent numbers; empty where none has it.
+
         Raises:
             ValueError: No such verdict, or there are no verdicts.
         """
@@ -63,6 +66,9 @@ class Verdicts:
 
         Args:
             verdict: One of `crosscoders.diffing.verdicts.VERDICTS`.
+
+        Returns:
+            One entry per latent; those that never fire are undecided.
 
         Raises:
             ValueError: No such verdict, or there are no verdicts.
@@ -86,6 +92,9 @@ class Verdicts:
 
         Args:
             latent: Number of the latent.
+
+        Returns:
+            Several lines of text.
 
         Raises:
             ValueError: No such latent, or there are no verdicts.
@@ -213,6 +222,9 @@ def judge_all(evidence: LatentTable, thresholds: Thresholds) -> tuple[Judgement,
     Args:
         evidence: Columns as `judge` reads them.
         thresholds: Where the lines are.
+
+    Returns:
+        One judgement per row, in the order of the rows.
 
     Raises:
         KeyError: A column is missing.

@@ -25,6 +25,9 @@ class Thresholds:
         one_sided: Decoder-norm share beyond which the norms alone would call a latent exclusive; 0.833 is the
             field's 0.9 in its own convention (Minder et al. 2025).
         stable: Smallest mean correlation with the best match in other seeds.
+
+    Raises:
+        ValueError: A threshold outside (0, 1), counts below 2, or `absent` not below `rescaled`.
     """
 
     min_firings: int = 100

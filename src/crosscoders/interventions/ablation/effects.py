@@ -118,6 +118,9 @@ class AblationEffects:
             source: Name of the source.
             baseline: Name of the edit to compare with; None for the unedited model.
 
+        Returns:
+            One difference per occurrence, in logits and nats.
+
         Raises:
             KeyError: No such edit of this source.
         """

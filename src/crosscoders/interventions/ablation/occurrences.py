@@ -118,6 +118,9 @@ def single_token_id(tokenizer: Any, word: str) -> int:
         tokenizer: A transformers tokenizer.
         word: The word.
 
+    Returns:
+        The token id.
+
     Raises:
         ValueError: The word is several tokens, none, or not in the vocabulary; the message names the pieces.
     """

@@ -108,6 +108,9 @@ def random_directions(
         hook_name: Residual-stream hook, or "half".
         after: Where to add (see `AddVector`).
         at_tokens: Where to add (see `AddVector`).
+
+    Returns:
+        `n` directions, named "random 1", "random 2" and so on.
     """
     return [
         additive_direction(
@@ -147,6 +150,9 @@ def unembedding_direction(
         hook_name: Residual-stream hook, or "half".
         after: Where to add (see `AddVector`).
         at_tokens: Where to add (see `AddVector`).
+
+    Returns:
+        The direction, of the norm of `like`.
 
     Raises:
         ValueError: No such token.

@@ -32,6 +32,9 @@ class Grader(Protocol):
             answer: What a model wrote, the prompt left out.
             reference: The right answer, in the data set's own form.
 
+        Returns:
+            True if it does.
+
         Raises:
             ValueError: The reference holds nothing to compare with.
         """
@@ -57,6 +60,9 @@ class GSM8KGrader:
         Args:
             answer: What a model wrote.
             reference: A GSM8K solution (`... #### 42`) or a number.
+
+        Returns:
+            True if it does; False without a number.
 
         Raises:
             ValueError: The reference holds no number.
@@ -88,6 +94,9 @@ class BoxedGrader:
         Args:
             answer: What a model wrote.
             reference: The result itself, or a solution whose last `\boxed{...}` holds it.
+
+        Returns:
+            True if it does.
 
         Raises:
             ValueError: The reference is empty.

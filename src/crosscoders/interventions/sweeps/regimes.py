@@ -48,6 +48,9 @@ class RegimeBounds:
             open (the rule of three), which must not be more; and the unsteered accuracy must have its lower
             end above twice this, or there would be nothing to lose.
         reflection: The category whose acts over-thinking adds and incisive thinking leaves out.
+
+    Raises:
+        ValueError: A share outside [0, 1], a percentile outside [0, 100], or a negative margin.
     """
 
     max_loop: float = 0.5

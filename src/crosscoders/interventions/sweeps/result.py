@@ -90,6 +90,9 @@ class SweepResult:
             direction: Name of the direction.
             strength: One of the strengths.
 
+        Returns:
+            The answers with their measures.
+
         Raises:
             KeyError: No such direction or strength.
         """
@@ -109,6 +112,9 @@ class SweepResult:
         Args:
             answers: Some answers of this sweep.
             measure: Name of the measure.
+
+        Returns:
+            The mean and its interval, in the unit of the measure.
 
         Raises:
             KeyError: The measure was not taken.
@@ -134,6 +140,9 @@ class SweepResult:
             to: The other answers; the unsteered ones if None.
             only_intact: Leave the prompts out where one of the two answers has collapsed.
 
+        Returns:
+            The mean difference and its interval, in the unit of the measure.
+
         Raises:
             KeyError: The measure was not taken.
         """
@@ -151,6 +160,9 @@ class SweepResult:
 
         Args:
             answers: Some answers of this sweep.
+
+        Returns:
+            Name of the regime.
         """
         if answers is self.unsteered:
             return "unchanged"
@@ -185,6 +197,9 @@ class SweepResult:
         Args:
             direction: Name of the direction.
             measure: Name of the measure.
+
+        Returns:
+            One estimate per strength.
 
         Raises:
             KeyError: No such direction or measure.

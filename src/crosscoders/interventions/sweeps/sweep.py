@@ -39,6 +39,9 @@ class SweepOptions:
         confidence: Confidence of each interval.
         keep_answers: Prompts whose answers are kept for reading; None keeps all.
         bounds: What counts as collapsed, over-thinking and incisive.
+
+    Raises:
+        ValueError: Strengths that repeat or are not finite, or a number out of range.
     """
 
     strengths: tuple[int | float, ...] = (-0.6, -0.3, 0.0, 0.3, 0.6)

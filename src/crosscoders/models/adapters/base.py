@@ -64,6 +64,9 @@ class Adapter(ABC):
             config: Hugging Face config, or the content of a config.json.
             model_id: Directory or Hub id of the model.
             tokenizer: Its tokenizer, or None.
+
+        Returns:
+            One phrase per piece of evidence, for messages.
         """
         model_type = model_type_of(config)
         return (f"config.model_type is {model_type!r}",) if model_type in cls.model_types else ()
@@ -85,6 +88,9 @@ class Adapter(ABC):
 
         Args:
             config: Hugging Face (text) config, or the content of a config.json.
+
+        Returns:
+            Dotted names within a layer, such as "input_layernorm".
         """
 
     @typed

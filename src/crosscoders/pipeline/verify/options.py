@@ -27,6 +27,9 @@ class VerifyOptions:
         n_controls: Random sets of each kind in the causal check.
         thresholds: Where the verdict draws its lines.
         seed: Seed of everything random in the verification.
+
+    Raises:
+        ValueError: A count that is negative, or no seed at all.
     """
 
     n_seeds: int = 3
@@ -51,5 +54,8 @@ class VerifyOptions:
         """One crosscoder of each: the run's own, one of the null pair, one with plants; no seeds compared.
 
         The causal check reads less text and draws fewer controls.
+
+        Args:
+            seed: Seed of everything random in the verification.
         """
         return cls(n_seeds=1, n_null_seeds=1, self_diff=False, causal_tokens=2_000, n_controls=2, seed=seed)

@@ -72,6 +72,9 @@ class Verification:
         Args:
             latent: Number of the latent.
 
+        Returns:
+            Several lines of text.
+
         Raises:
             ValueError: No such latent, or there are no verdicts.
         """
