@@ -1,9 +1,11 @@
 # make demo        two bundled models in, a crosscoder and an honest diff out
 # make reproduce   every experiment of the paper on the bundled pair, into runs/reproduce; under 20 minutes
 # make test        the default tests: CPU, offline, a few minutes
-# make test-all    the same and the slow tier
+# make test-all    the same, the slow tier, and the browser tests where there is a Chromium
 # make test-lowest the quick tests at the lowest versions that pyproject.toml allows, in an environment of its own
 # make bench       peers, each into its own environment, and every CPU measurement; under 15 minutes
+# make docs        the documentation site, into site/
+# make release-check    the wheel and the sdist hold what they should, and say one version everywhere
 # make lint types wheel clean    what they say; lint and types need the dev tools, which they install
 # Each of them creates .venv and installs first where that is still to do.
 
@@ -12,6 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-compile
 INSTALLED := $(VENV)/.installed
+INSTALLED_BROWSER := $(VENV)/.installed-browser
+INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_DEV := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -q
 BENCH := .venv-bench
@@ -19,7 +23,8 @@ LOWEST := .venv-lowest
 PEERS := llamascopium eai-sparsify sae-lens dictionary-learning
 
 .DELETE_ON_ERROR:
-.PHONY: demo reproduce test test-all test-lowest bench bench-peers lint types wheel clean
+.PHONY: demo reproduce test test-all test-lowest bench bench-peers docs lint types wheel release-check \
+	clean
 
 demo: $(INSTALLED)
 	$(BIN)/crosscoders demo
@@ -31,7 +36,8 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 # GPU tests skip themselves nowhere: they are asked for by name, `pytest -m gpu`, on a machine that has one.
-test-all: test
+# The browser itself is the system's: chromium, chromium-browser or google-chrome on the PATH.
+test-all: test $(INSTALLED_BROWSER)
 	$(PYTEST) -m "(slow or browser) and not gpu"
 
 test-lowest: $(LOWEST)/.installed
@@ -45,6 +51,9 @@ bench: $(INSTALLED)
 
 bench-peers: $(PEERS:%=$(BENCH)/%/.installed)
 
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean --site-dir site
+
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,8 +66,12 @@ wheel: $(INSTALLED_DEV)
 	$(BIN)/python -m build --wheel --no-isolation . > /dev/null
 	$(BIN)/python .ci/check_wheel.py dist
 
+release-check: wheel
+	$(BIN)/python -m build --sdist --no-isolation . > /dev/null
+	$(BIN)/python .ci/check_release.py dist
+
 clean:
-	rm -rf $(VENV) $(BENCH) $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(LOWEST) build dist site .pytest_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -70,6 +83,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing ruff, pyright and build into $(VENV) ..."
 	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(INSTALLED_BROWSER): $(INSTALLED)
+	@echo "Installing playwright and axe into $(VENV) ..."
+	@$(PIP_INSTALL) -c constraints.txt -e ".[browser]"
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@echo "Installing mkdocs-material and mkdocstrings into $(VENV) ..."
+	@$(PIP_INSTALL) -c constraints.txt -e ".[docs]"
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt

@@ -11,36 +11,41 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "crosscoders"
 ZOO_MODEL = "crosscoders/zoo/tiny_reasoner"
+REPORT_APP = "crosscoders/report/site/assets"
 REQUIRED = {
     "crosscoders/__init__.py",
     "crosscoders/cli.py",
     "crosscoders/py.typed",
     "crosscoders/reasoning/lexicon.toml",
+    *(f"{REPORT_APP}/{name}" for name in ("index.html", "style.css", "data.js", "main.js")),
     *(f"{ZOO_MODEL}/{model}/model.safetensors" for model in ("base", "distilled", "null")),
     *(f"{ZOO_MODEL}/{model}/config.json" for model in ("base", "distilled", "null")),
 }
 ALLOWED = re.compile(
     r"crosscoders/([\w/]+/)?\w+\.py|crosscoders/py\.typed|crosscoders/reasoning/lexicon\.toml"
+    r"|crosscoders/report/site/assets/\w+\.(html|css|js)"
     r"|crosscoders/zoo/[\w/.-]+\.(safetensors|json|jinja|md|txt)"
     r"|crosscoders-[\w.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
 )
+NEVER_EMPTY = (ZOO_MODEL, REPORT_APP)
 MAX_ZOO_BYTES = 10 * 1024 * 1024
 MAX_WHEEL_BYTES = 12 * 1024 * 1024
 
 
 def source_files() -> set[str]:
-    """The Python files of the checkout, as the wheel should name them."""
-    return {str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*.py")}
+    """The Python files of the checkout and the report's page, as the wheel should name them."""
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / REPORT_APP).glob("*.*")]
+    return {path.relative_to(PACKAGE.parent).as_posix() for path in paths}
 
 
 def faults_of(sizes: dict[str, int], *, wheel_bytes: int) -> list[str]:
     """What is wrong with a wheel, given the size of each file in it."""
     zoo_bytes = sum(size for name, size in sizes.items() if name.startswith(ZOO_MODEL))
-    python = {name for name in sizes if name.endswith(".py")}
+    ours = {name for name in sizes if name.endswith(".py") or name.startswith(REPORT_APP)}
     faults = [f"missing: {name}" for name in sorted((REQUIRED | source_files()) - sizes.keys())]
     faults += [f"surprise: {name}" for name in sorted(sizes) if not ALLOWED.fullmatch(name)]
-    faults += [f"not in the checkout: {name}" for name in sorted(python - source_files())]
-    faults += [f"empty: {name}" for name in sorted(sizes) if not sizes[name] and name.startswith(ZOO_MODEL)]
+    faults += [f"not in the checkout: {name}" for name in sorted(ours - source_files())]
+    faults += [f"empty: {name}" for name in sorted(sizes) if not sizes[name] and name.startswith(NEVER_EMPTY)]
     if zoo_bytes > MAX_ZOO_BYTES:
         faults.append(f"{ZOO_MODEL} takes {zoo_bytes} bytes, at most {MAX_ZOO_BYTES} are allowed")
     if wheel_bytes > MAX_WHEEL_BYTES:

@@ -53,6 +53,7 @@ from crosscoders.pipeline.config import DataConfig, RunConfig, TextPart
 from crosscoders.pipeline.diff import diff
 from crosscoders.pipeline.model_config import ModelConfig
 from crosscoders.pipeline.plan import Plan, plan
+from crosscoders.pipeline.report import ReportOptions, write_report
 from crosscoders.pipeline.run import Run
 from crosscoders.pipeline.verify import Verification, VerifyOptions, verify
 from crosscoders.reasoning import EndpointConfig, LexicalAnnotator, LLMAnnotator
@@ -116,6 +117,7 @@ __all__ = [
     "Prompt",
     "ReLU",
     "Reconstruction",
+    "ReportOptions",
     "Reproduction",
     "Run",
     "RunConfig",
@@ -172,4 +174,5 @@ __all__ = [
     "tabulate_latents",
     "verify",
     "warm_start",
+    "write_report",
 ]

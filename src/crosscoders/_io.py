@@ -23,14 +23,14 @@ _DIGEST_KEY = "config_sha256"
 _HEADER = ("format", "format_version", "library_version")
 _ADVICE = "It is damaged or was edited; copy it again from its source or write it anew."
 
-_HASH_CHUNK_BYTES = 1 << 20
 _MANIFEST_BYTES = 16 << 20  # far above any manifest; keeps a huge file from being read as one
 _NAME_CHARACTERS = 1024
 _SCALARS = (str, int, float, bool, type(None))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that its final name holds either the old content or all of the new.
 
     Args:
@@ -59,7 +59,7 @@ def atomic_write_text(path: Path, text: str) -> None:
         path: Final name.
         text: The whole content.
     """
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def atomic_write_json(path: Path, obj: Any) -> None:
@@ -77,11 +77,8 @@ def atomic_write_json(path: Path, obj: Any) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in chunks."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def member_path(folder: Path, name: str) -> Path:
@@ -185,14 +182,14 @@ def atomic_directory(path: Path, *, marker: str = "config.json") -> Iterator[Pat
         OSError: Writing failed; the temporary folder is gone and the old folder is untouched.
     """
     path = Path(path)
-    _check_replaceable(path, marker=marker)
+    check_replaceable(path, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
         temporary.mkdir()
         yield temporary
         _fsync_tree(temporary)
-        _check_replaceable(path, marker=marker)
+        check_replaceable(path, marker=marker)
         _swap_into_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -345,12 +342,13 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that this library was writing, or had put aside."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:
@@ -367,7 +365,8 @@ def _fsync_tree(folder: Path) -> None:
     _fsync(folder)
 
 
-def _check_replaceable(path: Path, *, marker: str) -> None:
+def check_replaceable(path: Path, *, marker: str) -> None:
+    """Raise FileExistsError if `atomic_directory` would refuse to replace `path`."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not _is_ours(path / marker):

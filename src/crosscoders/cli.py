@@ -1,4 +1,4 @@
-"""The command line: `crosscoders demo`, `run`, `verify`, `plan`, `convert` and the experiments."""
+"""The command line: `crosscoders demo`, `run`, `verify`, `report`, `plan`, `convert`, the experiments."""
 
 import argparse
 import dataclasses
@@ -22,6 +22,7 @@ from crosscoders.pipeline.demo import demo
 from crosscoders.pipeline.model_config import DTYPES
 from crosscoders.pipeline.plan import plan
 from crosscoders.pipeline.presets import PRESETS
+from crosscoders.pipeline.report import ReportOptions, write_report
 from crosscoders.pipeline.run import run
 from crosscoders.pipeline.sizes import parse_bytes
 from crosscoders.pipeline.verify import VerifyOptions, verify
@@ -80,8 +81,23 @@ def _parser() -> argparse.ArgumentParser:
     converter = commands.add_parser("convert", help="another library's crosscoder into an artifact")
     add_convert_arguments(converter)
     converter.set_defaults(command=_convert)
+    _add_report(commands)
     _add_experiments(commands)
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    reporter = commands.add_parser("report", help="a finished run as pages to look at, in one folder")
+    reporter.add_argument("run", type=Path, help="folder of a finished run")
+    reporter.add_argument("--out", type=Path, help="folder (default: RUN/report)")
+    reporter.add_argument("--n-tokens", type=int, help="held-out tokens to read (default: 100000)")
+    reporter.add_argument("--no-models", action="store_true", help="without snippets and logit lens")
+    reporter.add_argument(
+        "--steer", type=int, nargs="+", default=[], metavar="LATENT", help="show text steered by these"
+    )
+    reporter.add_argument("--prompts", type=Path, help="file of prompts to steer, one in a line")
+    reporter.add_argument("--annotations", type=Path, help="CSV file with the columns latent, annotation")
+    reporter.set_defaults(command=_report)
 
 
 def _add_plan(commands: Any) -> None:
@@ -140,6 +156,39 @@ def _verify(arguments: argparse.Namespace) -> int:
     if found.verdicts.evidence is not None:
         print(f"\nThe verdict on every latent lies in {found.out / 'verdicts.csv'}.")
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    if arguments.no_models and arguments.n_tokens is not None:
+        raise ValueError("report: --no-models reads no text; leave --n-tokens out.")
+    n_tokens = 0 if arguments.no_models else arguments.n_tokens
+    options = ReportOptions(
+        steer=tuple(arguments.steer),
+        annotations=arguments.annotations,
+        **({} if n_tokens is None else {"n_tokens": n_tokens}),
+    )
+    prompts = None if arguments.prompts is None else _prompts(arguments.prompts)
+    folder = write_report(
+        arguments.run,
+        out=arguments.out,
+        options=options,
+        prompts=prompts,
+        say=lambda text: print(text, flush=True),
+    )
+    print(f"Open {folder / 'index.html'} in a browser.")
+    return 0
+
+
+def _prompts(file: Path) -> list[str]:
+    """One prompt a line; empty lines are skipped."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # a prompt may hold other line separators
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{file}: prompts should be UTF-8 text, one in a line ({err}).") from err
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{file}: holds no prompts; write one in a line, or leave --prompts out.")
+    return prompts
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

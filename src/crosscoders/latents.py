@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from crosscoders.crosscoder import Crosscoder
 from crosscoders.kernels import SparseLatents
 from crosscoders.metrics import decoder_cosine, normalized_decoder_ratio
 from crosscoders.reasoning import Enrichment
+
+_LOW, _HIGH = 0.1, 0.9  # NRN beyond which the norm screen calls a latent one source's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,9 @@ class LatentTable:
         Args:
             question: A whole question such as "onset/deductive".
 
+        Returns:
+            Number of the latent in the crosscoder, not the row of this table.
+
         Raises:
             KeyError: No such question.
             ValueError: The question was never answered both ways, so that no latent has a score.
@@ -186,16 +192,32 @@ class LatentTable:
             lines.append(
                 "NRN (L2, normalized space; 0 = first source only, 1 = second only) of the latents that fire:"
             )
-            edges = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.7), (0.7, 0.9), (0.9, 1.0))
-            for low, high in edges:
+            edges = (0.0, _LOW, 0.3, 0.7, _HIGH, 1.0)
+            for low, high in itertools.pairwise(edges):
                 n = int(((nrn >= low) & ((nrn < high) | (high == 1.0))).sum())
                 lines.append(f"  {low:.1f} to {high:.1f}: {n}")
-            one_sided = int(((nrn < 0.1) | (nrn > 0.9)).sum())
+            one_sided = n_one_sided(self)
             lines.append(
-                "Latents of one source by the norm screen (NRN below 0.1 or above 0.9): "
+                f"Latents of one source by the norm screen (NRN below {_LOW:g} or above {_HIGH:g}): "
                 + (f"{one_sided}. A screen only: nothing here has been verified." if one_sided else "none.")
             )
         return "\n".join(lines)
+
+
+@typed
+def n_one_sided(latents: LatentTable) -> int | None:
+    """Latents that fire and are one source's by the norm screen: NRN below 0.1 or above 0.9.
+
+    Args:
+        latents: The table.
+
+    Returns:
+        Their number; None for a table without NRN, which compares two sources.
+    """
+    if "nrn_l2" not in latents.columns:
+        return None
+    nrn = latents["nrn_l2"][latents["frequency"] > 0]
+    return int(((nrn < _LOW) | (nrn > _HIGH)).sum())
 
 
 def _plain(column: Tensor) -> list[float | int | None]:

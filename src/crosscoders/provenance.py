@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from crosscoders._io import atomic_write_json, sha256_file
+from crosscoders._io import atomic_write_json, is_temporary, sha256_file
 from crosscoders._typing import typed
 from crosscoders._version import __version__
 
@@ -38,6 +38,21 @@ def data_fingerprint(tokens: Int[Tensor, "batch pos"]) -> str:
     """
     digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
     digest.update(tokens.to(torch.int64).contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@typed
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of named tensors, such as a state dict: names, types, shapes and bits; on any device.
+
+    Args:
+        tensors: Tensors by name, in any order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -103,10 +118,18 @@ def _version_of(package: str) -> str | None:
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json`: SHA-256 and size of every other file below a folder, by relative path.
 
+    What an interrupted write of ours left under a temporary name is no part of the folder.
+
     Args:
         folder: A folder whose files are complete.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name != "manifest.json"
+        and not any(is_temporary(part) for part in path.relative_to(folder).parts)
+    )
     entries = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in files

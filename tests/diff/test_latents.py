@@ -8,7 +8,7 @@ import torch
 
 from crosscoders.activation_fns import BatchTopK, ReLU
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.latents import LatentTable, TokenBatch, tabulate_latents
+from crosscoders.latents import LatentTable, TokenBatch, n_one_sided, tabulate_latents
 from tests.core.toy import toy_crosscoder, toy_rows
 
 
@@ -97,6 +97,21 @@ def test_summary_prints_none_when_no_latent_is_one_sided():
     summary = tabulate_latents(crosscoder, batches(toy_rows(50), 50)).summary()
     assert "none" in summary
     assert "verified" not in summary
+
+
+def test_the_norm_screen_counts_latents_that_fire_beyond_its_lines():
+    nan = float("nan")
+    columns = {
+        "latent": torch.arange(7),
+        "frequency": torch.tensor([0.1, 0.1, 0.1, 0.1, 0.0, 0.1, 0.1]),
+        "nrn_l2": torch.tensor([0.0, 0.1, 0.9, 0.95, 0.0, nan, 0.5], dtype=torch.float64),
+    }
+    table = LatentTable(columns, 10)
+    assert n_one_sided(table) == 2
+    assert "(NRN below 0.1 or above 0.9): 2. A screen only" in table.summary()
+    assert "  0.1 to 0.3: 1\n" in table.summary()
+    del columns["nrn_l2"]
+    assert n_one_sided(LatentTable(columns, 10)) is None
 
 
 def test_batch_topk_counts_do_not_depend_on_batches():

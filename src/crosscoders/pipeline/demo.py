@@ -1,4 +1,4 @@
-"""`crosscoders demo`: the main job on the bundled pair, latents per category, steering, verification."""
+"""`crosscoders demo`: the main job on the bundled pair, categories, steering, verification, report."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from crosscoders.pipeline.bundled import (
 )
 from crosscoders.pipeline.categories import CategoryLatent, choose_category_latents
 from crosscoders.pipeline.config import RunConfig
+from crosscoders.pipeline.report import ReportOptions, write_report_on
 from crosscoders.pipeline.run import Run, run_on
 from crosscoders.pipeline.steering import (
     STEERING_SEED,
@@ -123,8 +124,18 @@ def demo(out: str, *, seed: int = 0, say: Callable[[str], None]) -> Run:
     except ImportError as err:
         say(f"No steering figure: {err}")
     _verify(run, config, data, say)
+    say("\nThe report:")
+    report = write_report_on(
+        run.out,
+        crosscoder=run.crosscoder,
+        latents=run.latents,
+        sources=sources,
+        corpus=demo_corpus(data),
+        options=ReportOptions(steer=(chosen[0].latent,)),
+        say=say,
+    )
     write_manifest(run.out)
-    say(f"\nEverything lies in {run.out}; figures/ holds the pictures, latents.csv the table.")
+    say(f"\nEverything lies in {run.out}. Look at what changed: open {report / 'index.html'} in a browser.")
     return run
 
 

@@ -26,7 +26,7 @@ from crosscoders.pipeline.verify.judging import Judged, judge_group, known_rows,
 from crosscoders.pipeline.verify.options import VerifyOptions
 from crosscoders.pipeline.verify.result import NULL, REAL, SELF, SPIKED, Verification, write_verification
 from crosscoders.pipeline.verify.rows import HeldOutRows
-from crosscoders.provenance import run_record, write_manifest
+from crosscoders.provenance import run_record, weights_fingerprint, write_manifest
 from crosscoders.row_stream import excluded_ids
 
 NULL_SOURCE = "null"
@@ -69,7 +69,7 @@ def verify_on(
     _check_sources(crosscoder, sources)
     never = excluded_ids(sources, corpus.exclude_token_ids)  # as in the run itself
     corpus = dataclasses.replace(corpus, exclude_token_ids=never)
-    record = _record(config, options, sources)
+    record = _record(crosscoder, config, options, sources)
     names = (crosscoder.sources[0].name, crosscoder.sources[1].name)
     generator = torch.Generator().manual_seed(options.seed)
     tell("Reading the held-out text ...")
@@ -290,8 +290,11 @@ def _not_aligned(
     return found
 
 
-def _record(config: RunConfig, options: VerifyOptions, sources: ModelSources) -> dict[str, Any]:
-    """What was done, on which models, with which versions."""
+def _record(
+    crosscoder: Crosscoder, config: RunConfig, options: VerifyOptions, sources: ModelSources
+) -> dict[str, Any]:
+    """What was done, on which crosscoder and models, with which versions."""
     models = {source.name: dataclasses.asdict(source) for source in sources.sources}
     done = {"run": config.to_dict(), "verify": dataclasses.asdict(options)}
-    return run_record(config=done, seed=options.seed, data={"sources": models})
+    data = {"sources": models, "weights_sha256": weights_fingerprint(crosscoder.state_dict())}
+    return run_record(config=done, seed=options.seed, data=data)
