@@ -25,7 +25,7 @@ two settings never used for that: widths 48 and 72 instead of 64 and 96, and cor
 the rare features depending on others instead of 0.1 and 10%. *Precision* is the share of the latents
 called model-specific that follow an exclusive feature of that source; *recall* counts exclusive features
 that have a latent at all, *power* all of them. Intervals are Wilson's, 95%. What
-[verdicts.md](verdicts.md) describes is "ours".
+[Verdicts](verdicts.md) describes is "ours".
 
 """
 OWN_KINDS = ("reused", "rotated")
