@@ -17,6 +17,8 @@ _ASKED = {
     "onset": "on the question whether the act starts at the next token",
     "function": "on the questions whether a marker word is the act, mean over its words",
 }
+_FIRES_ON = "The tokens at its strongest places, the most common first."
+_ANNOTATION = "What an annotator says of it: a file of yours, or an annotation experiment."
 # name: (label, help, group, shown before the reader chooses)
 _MEASURED: Mapping[str, tuple[str, str, str, bool]] = {
     "nrn_l2": (
@@ -105,8 +107,9 @@ def browser_columns(
         for name in latents.columns
         if name.startswith("norm_l2/")
     }  # fmt: skip
-    texts = [] if fires_on is None else [_fires_on(fires_on)]
-    texts += [_annotation(annotations)] if any(annotations) else []
+    texts = [] if fires_on is None else [_text("fires_on", fires_on, label="fires on", meaning=_FIRES_ON)]
+    if any(annotations):
+        texts.append(_text("annotation", annotations, label="annotation", meaning=_ANNOTATION))
     columns = (
         number,
         *judged,
@@ -187,25 +190,7 @@ def _categories(latents: LatentTable) -> list[Column]:
     ]
 
 
-def _fires_on(values: Sequence[str]) -> Column:
+def _text(name: str, values: Sequence[str], *, label: str, meaning: str) -> Column:
     return Column(
-        name="fires_on",
-        label="fires on",
-        help="The tokens at its strongest places, the most common first.",
-        kind="text",
-        values=list(values),
-        group="text",
-        is_shown=True,
-    )
-
-
-def _annotation(values: Sequence[str]) -> Column:
-    return Column(
-        name="annotation",
-        label="annotation",
-        help="What an annotator says of it: a file of yours, or an annotation experiment.",
-        kind="text",
-        values=list(values),
-        group="text",
-        is_shown=True,
+        name=name, label=label, help=meaning, kind="text", values=list(values), group="text", is_shown=True
     )

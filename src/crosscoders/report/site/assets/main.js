@@ -147,10 +147,9 @@ async function jumpProblem(text) {
 /** Let the theme button go through the themes. */
 function startTheme() {
   const button = document.getElementById("theme");
-  const shown = () => document.documentElement.dataset.theme ?? "auto";
-  const label = () => { button.textContent = `Theme: ${shown()}`; };
+  const label = () => { button.textContent = `Theme: ${chosenTheme}`; };
   button.addEventListener("click", () => {
-    chooseTheme(THEMES[(THEMES.indexOf(shown()) + 1) % THEMES.length]);
+    chooseTheme(THEMES[(THEMES.indexOf(chosenTheme) + 1) % THEMES.length]);
     label();
   });
   label();

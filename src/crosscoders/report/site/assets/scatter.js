@@ -13,14 +13,13 @@ function onThemeChange(canvas, redraw) {
   themedCanvases.set(canvas, redraw);
 }
 
-/** Listen once to both ways in which the theme changes: the button and the system's setting. */
+/** Listen once for a change of theme. */
 function watchTheme() {
   isThemeWatched = true;
   const redrawAll = () => {
     for (const [node, redraw] of themedCanvases) if (node.isConnected) redraw();
   };
   new MutationObserver(redrawAll).observe(document.documentElement, {attributeFilter: ["data-theme"]});
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 }
 
 /** The colors that classes of pages.css give to groups just now. */

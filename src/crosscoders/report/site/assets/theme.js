@@ -3,6 +3,8 @@
 
 const THEMES = ["auto", "light", "dark"];
 const THEME_KEY = "crosscoders-report-theme";
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+let chosenTheme = rememberedTheme();
 
 /** The remembered theme; "auto" where nothing is remembered or storage is refused. */
 function rememberedTheme() {
@@ -14,15 +16,16 @@ function rememberedTheme() {
   }
 }
 
-/** Show a theme: "auto" leaves the choice to the system's setting. */
-function showTheme(theme) {
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
+/** Color the page by the chosen theme; "auto" follows the system's setting. */
+function showTheme() {
+  const system = systemIsDark.matches ? "dark" : "light";
+  document.documentElement.dataset.theme = chosenTheme === "auto" ? system : chosenTheme;
 }
 
 /** Show a theme and remember it where storage is allowed. */
 function chooseTheme(theme) {
-  showTheme(theme);
+  chosenTheme = theme;
+  showTheme();
   try {
     localStorage.setItem(THEME_KEY, theme);
   } catch {
@@ -30,4 +33,5 @@ function chooseTheme(theme) {
   }
 }
 
-showTheme(rememberedTheme());
+systemIsDark.addEventListener("change", showTheme);
+showTheme();
