@@ -45,7 +45,7 @@ from crosscoders.report.figures.annotation import category_counts
 from crosscoders.report.tables import aligned, write_csv
 
 CLAIM = (
-    "the distilled end of the norm screen holds latents of four reasoning categories; the base end also has "
+    "The distilled end of the norm screen holds latents of four reasoning categories; the base end also has "
     "some that fire on such words, read as plain token features."
 )
 _NRN = ("nrn_l1", "nrn_l2", "nrn_l1_raw", "nrn_l2_raw")
