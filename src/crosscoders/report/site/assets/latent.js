@@ -157,7 +157,8 @@ function lensPart({json, arrays}, i, text) {
     el("div", {class: "lens-sides"}, side("raised", "lens_top", s), side("lowered", "lens_bottom", s)));
   return section("lens", title,
     el("p", null, "Change of each token's logit per unit of activation, through each model's own ",
-      "unembedding, the mean over the vocabulary taken off. The layers in between are left out."),
+      "unembedding, the mean over the vocabulary taken off. The layers in between and the final norm's ",
+      "division are left out, so compare values within one model."),
     el("div", {class: "lens-grid"}, json.sources.map(column)));
 }
 
