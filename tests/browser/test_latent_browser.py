@@ -28,9 +28,11 @@ def headers(page) -> list[str]:
     return page.locator("main thead th").all_inner_texts()
 
 
-def says(page, text: str) -> None:
+def assert_says(page, text: str) -> None:
     """Wait until the line above the table says how many latents match."""
-    page.locator("main [role=status]", has_text=text).wait_for()
+    line = page.locator("main [role=status]", has_text=text)
+    line.wait_for()
+    assert line.count() == 1
 
 
 def params(page) -> dict[str, list[str]]:
@@ -69,7 +71,7 @@ def where(site: Site, holds: Callable[[int], bool]) -> list[int]:
 def test_the_table_opens_with_all_latents_in_order(hostile_report: Path, visits: Visits) -> None:
     page = visits.open(hostile_report, "#/latents")
     assert shown(page) == list(range(PER_PAGE))
-    says(page, "300 of 300 latents")
+    assert_says(page, "300 of 300 latents")
 
 
 def test_a_header_sorts_and_sorts_back(hostile_report: Path, hostile_site: Site, visits: Visits) -> None:
@@ -97,7 +99,7 @@ def test_a_verdict_filters(hostile_report: Path, hostile_site: Site, visits: Vis
     page.locator("#verdict").select_option("rotated")
     verdicts = chosen(hostile_site, "verdict")
     expected = where(hostile_site, lambda at: verdicts[at] == "rotated")
-    says(page, f"{len(expected)} of 300")
+    assert_says(page, f"{len(expected)} of 300")
     assert shown(page) == expected[:PER_PAGE]
     assert params(page) == {"verdict": ["rotated"]}
 
@@ -105,7 +107,7 @@ def test_a_verdict_filters(hostile_report: Path, hostile_site: Site, visits: Vis
 def test_latents_that_never_fire_can_be_left_out(hostile_report: Path, visits: Visits) -> None:
     page = visits.open(hostile_report, "#/latents")
     page.locator("#fires").check()
-    says(page, "292 of 300")
+    assert_says(page, "292 of 300")
     assert shown(page)[:4] == [0, 1, 2, 4]
 
 
@@ -121,7 +123,7 @@ def test_words_search_what_a_latent_fires_on_and_its_annotation(
         )
     ]
     expected = where(hostile_site, lambda at: "</script>" in texts[at] and "note" in texts[at])
-    says(page, f"{len(expected)} of 300")
+    assert_says(page, f"{len(expected)} of 300")
     assert shown(page) == expected
     assert 0 < len(expected) < 300
 
@@ -148,7 +150,7 @@ def test_comparisons_filter(
     page.locator("#search").fill(query)
     values = numbers(hostile_site, name).tolist()
     expected = where(hostile_site, lambda at: holds(values[at]))
-    says(page, f"{len(expected)} of 300")
+    assert_says(page, f"{len(expected)} of 300")
     assert shown(page) == expected[:PER_PAGE]
     assert 0 < len(expected) < 300
 
@@ -157,7 +159,8 @@ def test_a_comparison_with_no_column_is_named(hostile_report: Path, visits: Visi
     page = visits.open(hostile_report, "#/latents")
     page.locator("#search").fill("nosuch>1")
     page.locator(".search-notes", has_text="nosuch").wait_for()
-    says(page, "300 of 300")
+    assert_says(page, "300 of 300")
+    assert shown(page) == list(range(PER_PAGE))
 
 
 def test_a_phrase_matches_across_the_tokens_that_a_latent_fires_on(
@@ -169,7 +172,7 @@ def test_a_phrase_matches_across_the_tokens_that_a_latent_fires_on(
     page = visits.open(hostile_report, "#/latents")
     page.locator("#search").fill(f'"{" ".join(phrase)}"')
     expected = where(hostile_site, lambda at: texts[at].split(PIECE_END)[1:] == phrase)
-    says(page, f"{len(expected)} of 300")
+    assert_says(page, f"{len(expected)} of 300")
     assert shown(page) == expected
 
 
@@ -182,7 +185,7 @@ def test_what_a_cell_shows_can_be_searched_for(
     texts = [f"{fires}{note}" for fires, note in zip(
         column(hostile_site, "fires_on").values, column(hostile_site, "annotation").values)]  # fmt: skip
     expected = where(hostile_site, lambda at: "\udcf0\udc9f" in texts[at])
-    says(page, f"{len(expected)} of 300")
+    assert_says(page, f"{len(expected)} of 300")
     assert shown(page) == expected
 
 
@@ -251,7 +254,7 @@ def test_the_caption_says_how_the_table_is_sorted(hostile_report: Path, visits: 
 def test_nothing_found_says_so_and_leads_back(hostile_report: Path, visits: Visits) -> None:
     page = visits.open(hostile_report, "#/latents")
     page.locator("#search").fill("nrn>0.6 nrn<0.2")
-    says(page, "None of 300")
+    assert_says(page, "None of 300")
     page.get_by_role("link", name="Show all of them").click()
     settle(page)
     assert shown(page) == list(range(PER_PAGE))
@@ -297,7 +300,7 @@ def test_typing_leaves_one_entry_in_the_history(hostile_report: Path, visits: Vi
     page = visits.open(hostile_report)
     go(page, "#/latents")
     page.locator("#search").press_sequentially("nrn>0.6", delay=150)
-    says(page, " of 300")
+    assert_says(page, " of 300")
     page.go_back()
     settle(page)
     assert fragment(page) == "#/"

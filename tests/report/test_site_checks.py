@@ -25,7 +25,7 @@ def site() -> Site:
 
 
 @contextmanager
-def refusal(message: str) -> Iterator[None]:
+def assert_refused(message: str) -> Iterator[None]:
     """A refusal by this message, or by the shape checker where it runs at every call, as in most tests."""
     with pytest.raises((ValueError, TypeCheckError)) as caught:
         yield
@@ -55,7 +55,7 @@ def column(**changes: Any) -> Column:
     ({"kind": "choice", "choices": ["a"] * 256, "values": torch.tensor([0])}, "at most 255 choices"),
 ])  # fmt: skip
 def test_a_wrong_column_is_refused(changes: Mapping[str, Any], message: str) -> None:
-    with refusal(message):
+    with assert_refused(message):
         column(**changes)
 
 
@@ -124,27 +124,27 @@ EVIDENCE: list[tuple[Callable[[Any], dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), TEXT)
 def test_wrong_text_is_refused(site: Site, change: Callable[[Any], Any], message: str) -> None:
-    with refusal(message):
+    with assert_refused(message):
         changed(site.text, **change(site.text))
 
 
 @pytest.mark.parametrize(("change", "message"), SNIPPETS)
 def test_wrong_snippets_are_refused(site: Site, change: Callable[[Any], Any], message: str) -> None:
     assert site.pages is not None
-    with refusal(message):
+    with assert_refused(message):
         changed(site.pages.snippets, **change(site.pages.snippets))
 
 
 @pytest.mark.parametrize(("change", "message"), PAGES)
 def test_wrong_pages_are_refused(site: Site, change: Callable[[Any], Any], message: str) -> None:
-    with refusal(message):
+    with assert_refused(message):
         changed(site.pages, **change(site.pages))
 
 
 @pytest.mark.parametrize(("change", "message"), EVIDENCE)
 def test_wrong_evidence_is_refused(site: Site, change: Callable[[Any], Any], message: str) -> None:
     assert site.pages is not None
-    with refusal(message):
+    with assert_refused(message):
         changed(site.pages.evidence, **change(site.pages.evidence))
 
 
