@@ -15,8 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosscoders._typing import typed
-from crosscoders.row_stream import RowStream, SupportsHarvest, excluded_ids
+from crosscoders.buffer_checks import (
+    check_harvest,
+    check_read,
+    check_service,
+    check_state,
+    require_restart,
+    rows_within,
+)
+from crosscoders.row_stream import LiveRows, RowOrigin, RowStream, SupportsHarvest, excluded_ids
 from crosscoders.sources import Source, scale_from_mean_norm, width
+from crosscoders.store import ActivationStore
+from crosscoders.token_batches import TokenBatches
 
 
 class ActivationBuffer:
@@ -45,9 +55,12 @@ class ActivationBuffer:
             whole run and travel in `state_dict`. None drops nothing.
         epochs: Passes over the token batches.
         device: Where the window lives.
+        store: Keeps the rows on disk: those that it holds are read, those that it lacks are harvested into it
+            first. The rows served and their order are the same with and without it.
 
     Raises:
-        ValueError: A setting out of range, no token batches, or `max_bytes` below one batch.
+        ValueError: A setting out of range, no token batches, `max_bytes` below one batch, or a store of other
+            sources, tokens or settings.
 
     Example:
         generator = torch.Generator().manual_seed(0)
@@ -71,42 +84,105 @@ class ActivationBuffer:
         max_norm_multiple: int | float | None = None,
         epochs: int = 1,
         device: torch.device | str = "cpu",
+        store: ActivationStore | None = None,
     ) -> None:
-        _check_at_least_one(batch_tokens=batch_tokens, epochs=epochs)
-        if skip_positions < 0 or not dtype.is_floating_point:
-            raise ValueError(
-                f"ActivationBuffer: skip_positions must be at least 0 (got {skip_positions}) and dtype "
-                f"floating (got {dtype})."
-            )
-        if max_norm_multiple is not None and not max_norm_multiple > 1:
-            raise ValueError(
-                f"ActivationBuffer: max_norm_multiple must exceed 1 (the median itself), "
-                f"got {max_norm_multiple}."
-            )
-        self._raw_sources = tuple(sources.sources)
-        exclude_token_ids = excluded_ids(sources, exclude_token_ids)
-        self._batch_tokens = batch_tokens
-        self._dtype = dtype
-        self._max_norm_multiple = max_norm_multiple
-        self._epochs = epochs
-        self._device = torch.device(device)
-        self._stream = RowStream(
-            sources,
-            token_batches,
-            dtype=dtype,
-            exclude_token_ids=exclude_token_ids,
-            skip_positions=skip_positions,
-            device=self._device,
+        check_harvest(skip_positions=skip_positions, dtype=dtype)
+        excluded = excluded_ids(sources, exclude_token_ids)
+        tokens = TokenBatches(token_batches, exclude_token_ids=excluded, skip_positions=skip_positions)
+        origin: RowOrigin
+        if store is None:
+            origin = LiveRows(sources, tokens, dtype=dtype, device=torch.device(device))
+        else:
+            origin = store.filled_rows(sources, tokens, dtype=dtype, device=torch.device(device))
+        self._begin(
+            origin,
+            max_bytes=max_bytes,
+            generator=generator,
+            batch_tokens=batch_tokens,
+            max_norm_multiple=max_norm_multiple,
+            epochs=epochs,
+            device=torch.device(device),
         )
-        self._require_restart("epochs > 1", needed=epochs > 1)
-        self._window_rows = self._rows_within(max_bytes)
+
+    @classmethod
+    @typed
+    def from_store(
+        cls,
+        store: ActivationStore,
+        *,
+        max_bytes: int,
+        generator: torch.Generator,
+        batch_tokens: int = 2048,
+        max_norm_multiple: int | float | None = None,
+        epochs: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> "ActivationBuffer":
+        """A buffer over a complete store, without models or tokens.
+
+        It serves the rows in the order in which a buffer over the live harvest would, to the last bit, and
+        takes that one's states, as that one takes its own.
+
+        Args:
+            store: Holds every row; it also says their dtype and which positions were left out.
+            max_bytes: Limit on the memory held between batches.
+            generator: The seed is drawn from it, once.
+            batch_tokens: Rows per batch; only the last batch of an epoch may be shorter.
+            max_norm_multiple: As for a live harvest.
+            epochs: Passes over the store.
+            device: Where the window lives.
+
+        Returns:
+            The buffer.
+
+        Raises:
+            CheckpointError: The store lacks a shard.
+            ValueError: A setting out of range, or `max_bytes` below one batch.
+        """
+        buffer = cls.__new__(cls)
+        buffer._begin(
+            store.stored_rows(device=torch.device(device)),
+            max_bytes=max_bytes,
+            generator=generator,
+            batch_tokens=batch_tokens,
+            max_norm_multiple=max_norm_multiple,
+            epochs=epochs,
+            device=torch.device(device),
+        )
+        return buffer
+
+    def _begin(
+        self,
+        origin: RowOrigin,
+        *,
+        max_bytes: int,
+        generator: torch.Generator,
+        batch_tokens: int,
+        max_norm_multiple: float | None,
+        epochs: int,
+        device: torch.device,
+    ) -> None:
+        """Stand before the first window of these rows."""
+        check_service(batch_tokens=batch_tokens, epochs=epochs, max_norm_multiple=max_norm_multiple)
+        self._batch_tokens, self._epochs = batch_tokens, epochs
+        self._max_norm_multiple = max_norm_multiple
+        self._raw_sources = tuple(origin.sources)
+        self._dtype, self._device = origin.dtype, device
+        self._stream = RowStream(origin)
+        require_restart("epochs > 1", needed=epochs > 1, can_restart=origin.can_restart)
+        self._window_rows = rows_within(
+            max_bytes,
+            row_bytes=width(self._raw_sources) * self._dtype.itemsize,
+            batch_tokens=batch_tokens,
+            largest_batch=origin.largest_batch,
+            n_rows=origin.n_rows(),
+        )
         self._settings = {
             "sources": [[source.name, source.d_model, source.hook_name] for source in self._raw_sources],
             "window_rows": self._window_rows,
             "batch_tokens": batch_tokens,
-            "dtype": str(dtype),
-            "exclude_token_ids": list(exclude_token_ids),
-            "skip_positions": skip_positions,
+            "dtype": str(origin.dtype),
+            "exclude_token_ids": list(origin.exclude_token_ids),
+            "skip_positions": origin.skip_positions,
             "max_norm_multiple": max_norm_multiple,
         }
         self._seed = int(torch.randint(0, 2**62, (), generator=generator))
@@ -151,8 +227,13 @@ class ActivationBuffer:
 
         Counted from the token ids if `token_batches` is a sequence and no outliers are dropped.
         """
-        rows = None if self._max_norm_multiple is not None else self._stream.n_rows()
+        rows = None if self._max_norm_multiple is not None else self._stream.origin.n_rows()
         return None if rows is None else rows * self._epochs
+
+    @property
+    def window_batches(self) -> int:
+        """Batches of a whole window; what is made ahead of the trainer needs room for as many."""
+        return self._window_rows // self._batch_tokens
 
     @property
     def held_bytes(self) -> int:
@@ -169,6 +250,15 @@ class ActivationBuffer:
         return self
 
     def __next__(self) -> Float[Tensor, "batch width"]:
+        return self.next_stored().float()
+
+    @typed
+    def next_stored(self) -> Float[Tensor, "batch width"]:
+        """The next batch as it is kept, in `dtype`; `next` gives the same rows in float32.
+
+        Raises:
+            StopIteration: All epochs were served.
+        """
         while not self._has_rows():
             if self._epoch >= self._epochs:
                 self._is_ended = True
@@ -183,14 +273,14 @@ class ActivationBuffer:
         self._epoch_rows += len(rows)
         self._tokens_served += len(rows)
         self._unique_tokens_served += len(rows) if self._epoch == 0 else 0
-        return self._storage[rows].float()
+        return self._storage[rows]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and counters of the run as plain values; take it between any two batches."""
         self._leave_served_window()
         return {
             "settings": dict(self._settings),
-            "first_batch_sha256": self._stream.first_sha256,
+            "first_batch_sha256": self._stream.origin.first_sha256,
             "seed": self._seed,
             "epoch": self._epoch,
             "window": self._window,
@@ -214,20 +304,8 @@ class ActivationBuffer:
         Raises:
             ValueError: `token_batches` is a one-shot iterator, or not what the state was taken from.
         """
-        self._require_restart("load_state_dict", needed=True)
-        stored = state["settings"]
-        differing = {
-            key: (stored.get(key), mine) for key, mine in self._settings.items() if stored.get(key) != mine
-        }
-        if differing:
-            raise ValueError(
-                f"ActivationBuffer.load_state_dict: settings differ (stored, here): {differing}."
-            )
-        if state["first_batch_sha256"] != self._stream.first_sha256:
-            raise ValueError(
-                "ActivationBuffer.load_state_dict: the first token batch is not that of the stored run; "
-                "pass the same token batches in the same order."
-            )
+        require_restart("load_state_dict", needed=True, can_restart=self._stream.origin.can_restart)
+        check_state(state, settings=self._settings, first_sha256=self._stream.origin.first_sha256)
         self._seed, self._scales, self._norm_limits = state["seed"], state["scales"], state["norm_limits"]
         if self._norm_limits is not None:
             self._stream.limit_norms(self._norm_limits)
@@ -254,22 +332,6 @@ class ActivationBuffer:
         self._leave_served_window()
         return self._n_filled is not None
 
-    def _rows_within(self, max_bytes: int) -> int:
-        row_bytes = width(self._raw_sources) * self._dtype.itemsize
-        carried_bytes = self._stream.largest_batch * row_bytes
-        per_batch = self._batch_tokens * (row_bytes + torch.int64.itemsize)
-        n_batches = (max_bytes - carried_bytes) // per_batch
-        if n_batches < 1:
-            raise ValueError(
-                f"ActivationBuffer: max_bytes={max_bytes} is too small; a batch of {self._batch_tokens} rows "
-                f"and the rows left over from one token batch need {carried_bytes + per_batch} bytes. Raise "
-                "max_bytes, or lower batch_tokens or the size of the token batches."
-            )
-        n_rows = self._stream.n_rows()
-        if n_rows is not None:
-            n_batches = min(n_batches, max(1, -(-n_rows // self._batch_tokens)))
-        return n_batches * self._batch_tokens
-
     def _fill(self) -> bool:
         """Fill and shuffle the window at `_start`; False if this epoch has no more rows."""
         if self._epoch >= self._epochs or self._n_filled is not None:
@@ -280,7 +342,14 @@ class ActivationBuffer:
         n_filled = self._read_rows(0)
         if self._max_norm_multiple is not None and self._norm_limits is None and n_filled:
             n_filled = self._read_rows(self._drop_first_outliers(n_filled))
-        self._check_read(n_filled)
+        check_read(
+            n_filled,
+            epoch=self._epoch,
+            window=self._window,
+            epoch_rows=self._epoch_rows,
+            batch_tokens=self._batch_tokens,
+            n_read=self._stream.position[0],
+        )
         if n_filled == 0:
             return False
         if self._scales is None:
@@ -319,19 +388,6 @@ class ActivationBuffer:
         self._stream.limit_norms(self._norm_limits, n_taken=n_taken)
         return len(kept)
 
-    def _check_read(self, n_filled: int) -> None:
-        if n_filled == 0 and self._epoch_rows == 0:
-            raise ValueError(
-                f"ActivationBuffer: epoch {self._epoch} would serve no rows: the refill read "
-                f"{self._stream.position[0]} token batches and kept nothing. Does token_batches start anew "
-                "on each iteration, and do exclude_token_ids and skip_positions leave any position?"
-            )
-        if self._window == 0 and n_filled < self._batch_tokens:
-            raise ValueError(
-                f"ActivationBuffer: the token stream ended after {n_filled} usable rows, less than one batch "
-                f"of {self._batch_tokens}; pass more tokens or lower batch_tokens."
-            )
-
     def _estimate_scales(self, n_filled: int) -> list[float]:
         assert self._storage is not None  # the first window was just filled
         norms = self._stream.source_norms(self._storage[:n_filled]).double().mean(dim=0).tolist()
@@ -341,16 +397,3 @@ class ActivationBuffer:
         digest = hashlib.sha256(f"{self._seed}:{self._epoch}:{self._window}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.randperm(n_rows, generator=generator).to(self._device)
-
-    def _require_restart(self, what: str, *, needed: bool) -> None:
-        if needed and not self._stream.can_restart:
-            raise ValueError(
-                f"ActivationBuffer: {what} needs token_batches that can be read again, but got a one-shot "
-                "iterator; pass a list, or an object whose __iter__ starts anew."
-            )
-
-
-def _check_at_least_one(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"ActivationBuffer: {name} must be at least 1, got {value}.")

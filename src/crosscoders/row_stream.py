@@ -1,14 +1,17 @@
-"""`RowStream`: token batches in, the activation rows worth keeping out, in order and from any position."""
+"""`RowStream`: the activation rows worth keeping, in order and from any position.
 
-import hashlib
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+Rows come from a `RowOrigin`: harvested live (`LiveRows`) or read from disk (`crosscoders.store`). Norm limits
+and positions are the stream's own, so that they are the same whatever the origin.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from crosscoders.sources import Source, column_slices
+from crosscoders.sources import Source, column_slices, width
+from crosscoders.token_batches import TokenBatches, one_shot_error
 
 _ROWS_AT_ONCE = 8192  # bounds the float32 copy that norms are computed on
 
@@ -48,51 +51,148 @@ def excluded_ids(harvester: SupportsHarvest, own: Collection[int]) -> tuple[int,
     return tuple(sorted({*own, *theirs}))
 
 
-class RowStream:
-    """Kept activation rows of a run of token batches, read in order.
+@runtime_checkable
+class RowOrigin(Protocol):
+    """Where rows come from: the kept rows of each token batch, before norm limits."""
 
-    A position is (token batch, kept row within it); reading can start at any position if the token batches
-    can be iterated more than once.
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources in the order of their columns."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows."""
+        ...
+
+    @property
+    def exclude_token_ids(self) -> tuple[int, ...]:
+        """Positions with these ids are left out."""
+        ...
+
+    @property
+    def skip_positions(self) -> int:
+        """Leading positions of each sequence that are left out."""
+        ...
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether rows can be read more than once."""
+        ...
+
+    @property
+    def first_sha256(self) -> str:
+        """SHA-256 of the first token batch, by which a stored position knows its data."""
+        ...
+
+    @property
+    def largest_batch(self) -> int:
+        """Most tokens that one token batch has."""
+        ...
+
+    def n_rows(self) -> int | None:
+        """Rows of one pass; None if only running tells."""
+        ...
+
+    def rows_from(self, batch: int) -> Iterator[Tensor]:
+        """Rows [batch width] of each token batch from one on, also of those without any."""
+        ...
+
+
+class LiveRows:
+    """Rows that are harvested when they are asked for.
 
     Args:
         harvester: Sources and their activations.
-        token_batches: Token ids [batch pos].
+        tokens: What is read.
         dtype: Dtype of the rows.
-        exclude_token_ids: Positions with these ids are left out.
-        skip_positions: Leading positions of each sequence that are left out.
         device: Where the rows go.
-
-    Raises:
-        ValueError: No token batches.
     """
 
     def __init__(
-        self,
-        harvester: SupportsHarvest,
-        token_batches: Iterable[Tensor],
-        *,
-        dtype: torch.dtype,
-        exclude_token_ids: Collection[int],
-        skip_positions: int,
-        device: torch.device,
+        self, harvester: SupportsHarvest, tokens: TokenBatches, *, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.sources, self.dtype = tuple(harvester.sources), dtype
+        self.exclude_token_ids, self.skip_positions = tokens.exclude_token_ids, tokens.skip_positions
+        self.can_restart = tokens.can_restart
+        self.first_sha256 = tokens.first_sha256
+        self.largest_batch = tokens.largest_batch
+        self.n_rows = tokens.n_rows
+        self._harvester, self._tokens, self._device = harvester, tokens, device
+
+    def rows_from(self, batch: int) -> Iterator[Tensor]:
+        """Harvest token batches from one on.
+
+        Args:
+            batch: Index of the first.
+
+        Yields:
+            The kept rows [batch width] of each; batches without any are not harvested.
+        """
+        for tokens in self._tokens.read_from(batch):
+            is_kept = self._tokens.is_kept(tokens)
+            yield kept_rows(self._harvester, tokens, is_kept, dtype=self.dtype, device=self._device)
+
+
+def kept_rows(
+    harvester: SupportsHarvest,
+    tokens: Tensor,
+    is_kept: Tensor,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Harvest one token batch and keep some of its positions, in order.
+
+    Args:
+        harvester: Sources and their activations.
+        tokens: Token ids [batch pos].
+        is_kept: Which positions; if none, nothing is harvested.
+        dtype: Dtype to which the rows are rounded.
+        device: Where they go.
+
+    Returns:
+        Rows [batch width].
+    """
+    if not is_kept.any():
+        return torch.empty(0, width(harvester.sources), dtype=dtype, device=device)
+    activations = harvester.harvest(tokens)
+    return activations[is_kept.to(activations.device)].to(device=device, dtype=dtype)
+
+
+def row_norms(rows: Tensor, sources: Sequence[Source]) -> Tensor:
+    """Euclidean norm of each row in each source, in float32.
+
+    Args:
+        rows: Rows [batch width].
+        sources: Sources in the order of their columns.
+
+    Returns:
+        [batch source] norms in CPU memory.
+    """
+    columns = column_slices(sources).values()
+    chunks = [
+        torch.stack([chunk[:, c].float().norm(dim=1) for c in columns], dim=1).cpu()
+        for chunk in rows.split(_ROWS_AT_ONCE)
+    ]
+    return torch.cat(chunks)
+
+
+class RowStream:
+    """Kept activation rows of a run of token batches, read in order.
+
+    A position is (token batch, kept row within it); reading can start at any position if the origin can be
+    read more than once.
+
+    Args:
+        origin: Where the rows come from.
+    """
+
+    def __init__(self, origin: RowOrigin) -> None:
+        self.origin = origin
         self.n_dropped = 0
-        self._harvester = harvester
-        self._dtype = dtype
-        self._excluded = torch.tensor(sorted(exclude_token_ids), dtype=torch.int64)
-        self._skip_positions = skip_positions
-        self._device = device
         self._norm_limits: Tensor | None = None
-        self._batches = token_batches
-        self._iterator: Iterator[Tensor] = iter(token_batches)
-        self.can_restart = self._iterator is not token_batches
-        first = next(self._iterator, None)
-        if first is None:
-            raise ValueError("ActivationBuffer: token_batches is empty; there is nothing to harvest.")
-        self.first_sha256 = _digest(first)
-        sequence = self._sequence()
-        self.largest_batch = first.numel() if sequence is None else max(tokens.numel() for tokens in sequence)
-        self._iterator = itertools.chain([first], self._iterator)
+        self._iterator = origin.rows_from(0)
         self._position: tuple[int, int] | None = (0, 0)
         self._pending: Tensor | None = None
 
@@ -104,16 +204,8 @@ class RowStream:
 
     @property
     def pending_bytes(self) -> int:
-        """Memory of the rows that were harvested but not taken yet."""
+        """Memory of the rows that were read but not taken yet."""
         return 0 if self._pending is None else self._pending.untyped_storage().nbytes()
-
-    def n_rows(self) -> int | None:
-        """Kept rows in all token batches, counted from the ids; None unless they are a sequence.
-
-        Rows that norm limits would drop are counted too.
-        """
-        sequence = self._sequence()
-        return None if sequence is None else sum(int(self._is_kept(tokens).sum()) for tokens in sequence)
 
     def seek(self, position: tuple[int, int]) -> None:
         """Make `position` the next row; a no-op where it already is.
@@ -126,17 +218,10 @@ class RowStream:
         """
         if position == self._position:
             return
-        if not self.can_restart:
-            raise ValueError(
-                "ActivationBuffer: token_batches is a one-shot iterator and cannot be read again; "
-                "pass a list, or an object whose __iter__ starts anew."
-            )
+        if not self.origin.can_restart:
+            raise one_shot_error()
         first_batch, first_row = position
-        sequence = self._sequence()
-        if sequence is not None:
-            self._iterator = (sequence[i] for i in range(first_batch, len(sequence)))
-        else:
-            self._iterator = itertools.islice(iter(self._batches), first_batch, None)
+        self._iterator = self.origin.rows_from(first_batch)
         self._pending, self._position = None, (first_batch, 0)
         if first_row:
             n_dropped = self.n_dropped
@@ -178,15 +263,7 @@ class RowStream:
         Returns:
             [batch source] norms.
         """
-        columns = column_slices(self._harvester.sources).values()
-        chunks = [
-            torch.stack([chunk[:, c].float().norm(dim=1) for c in columns], dim=1).cpu()
-            for chunk in rows.split(_ROWS_AT_ONCE)
-        ]
-        return torch.cat(chunks)
-
-    def _sequence(self) -> Sequence[Tensor] | None:
-        return self._batches if isinstance(self._batches, Sequence) else None
+        return row_norms(rows, self.origin.sources)
 
     def _skip(self, n_rows: int) -> None:
         assert self._pending is not None  # rows were read before they are skipped
@@ -197,38 +274,18 @@ class RowStream:
             self._pending, self._position = None, (batch + 1, 0)
 
     def _read(self) -> bool:
-        """Harvest the next token batch into `_pending`; False at the end."""
+        """Read the next token batch's rows into `_pending`; False at the end."""
+        before = self._position, self._pending
         batch = self.position[0] + int(self._pending is not None)
-        tokens = next(self._iterator, None)
-        if tokens is None:
+        self._pending, self._position = None, None  # stays unset if reading raises: the iterator has moved
+        rows = next(self._iterator, None)
+        if rows is None:
+            self._position, self._pending = before
             return False
-        self._pending, self._position = None, None  # stays unset if harvesting raises: the iterator has moved
-        self._check(tokens, batch=batch)
-        is_kept = self._is_kept(tokens)
-        if is_kept.any():
-            activations = self._harvester.harvest(tokens)
-            rows = activations[is_kept.to(activations.device)].to(device=self._device, dtype=self._dtype)
+        if len(rows):
             self._pending = self._within_limits(rows)
         self._position = (batch, 0) if self._pending is not None else (batch + 1, 0)
         return True
-
-    def _check(self, tokens: Tensor, *, batch: int) -> None:
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(
-                f"ActivationBuffer: token batch {batch} must be integer ids [batch, pos], got "
-                f"{tokens.dtype} of shape {tuple(tokens.shape)}."
-            )
-        if tokens.numel() > self.largest_batch:
-            raise ValueError(
-                f"ActivationBuffer: token batch {batch} has {tokens.numel()} tokens, more than the first "
-                f"one's {self.largest_batch} for which memory was set aside; pass a list, or the "
-                "largest batch first."
-            )
-
-    def _is_kept(self, tokens: Tensor) -> Tensor:
-        is_kept = ~torch.isin(tokens, self._excluded.to(tokens.device))
-        is_kept[:, : self._skip_positions] = False
-        return is_kept
 
     def _within_limits(self, rows: Tensor) -> Tensor:
         if self._norm_limits is None or len(rows) == 0:
@@ -236,8 +293,3 @@ class RowStream:
         is_within = (self.source_norms(rows) <= self._norm_limits).all(dim=1)
         self.n_dropped += int((~is_within).sum())
         return rows[is_within.to(rows.device)]
-
-
-def _digest(tokens: Tensor) -> str:
-    ids = tokens.detach().cpu().to(torch.int64).contiguous()
-    return hashlib.sha256(repr(tuple(ids.shape)).encode() + ids.numpy().tobytes()).hexdigest()
