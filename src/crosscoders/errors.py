@@ -13,5 +13,9 @@ class CheckpointError(CrosscodersError, ValueError):
     """A stored artifact or checkpoint is damaged, edited, incomplete or of another format version."""
 
 
+class DivergedError(CrosscodersError, RuntimeError):
+    """A loss or gradient is NaN or infinite; no weight was updated with it."""
+
+
 class KernelUnavailableError(CrosscodersError, RuntimeError):
     """A kernel backend was asked for by name and cannot run here; the message gives the cause."""

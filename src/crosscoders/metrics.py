@@ -1,7 +1,7 @@
 """Every measure has its one definition here; sums are accumulated in float64."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -174,6 +174,22 @@ class ExplainedVariance:
             self._difference.add(x[:, second] - x[:, first], error[:, second] - error[:, first])
 
     @typed
+    def pooled(self, total: Callable[[Tensor], Tensor]) -> "ExplainedVariance":
+        """The same measure over the rows that several processes have seen.
+
+        Args:
+            total: Sums a float64 tensor over the processes, which all call it together.
+
+        Returns:
+            A measure that each process may compute alone.
+        """
+        pooled = ExplainedVariance(self.sources)
+        pooled._columns = self._columns.pooled(total, n_columns=width(self.sources))
+        if self._difference is not None:
+            pooled._difference = self._difference.pooled(total, n_columns=self.sources[0].d_model)
+        return pooled
+
+    @typed
     def compute(self) -> dict[str, float]:
         """EV of each source over all rows seen.
 
@@ -235,6 +251,18 @@ class _Moments:
         self.mean = self.mean + shift * (n / total)
         self.error = self.error + squared_error
         self.n_rows = total
+
+    def pooled(self, total: Callable[[Tensor], Tensor], *, n_columns: int) -> "_Moments":
+        nothing = torch.zeros(n_columns, dtype=torch.float64)
+        mean, centered, error = (
+            nothing if part is None else part for part in (self.mean, self.centered, self.error)
+        )
+        pooled = _Moments()
+        sums = total(torch.cat([mean * self.n_rows, error, mean.new_tensor([self.n_rows])]))
+        pooled.n_rows = int(sums[-1])
+        pooled.mean, pooled.error = sums[:n_columns] / pooled.n_rows, sums[n_columns:-1]
+        pooled.centered = total(centered + self.n_rows * (mean.to(sums.device) - pooled.mean).square())
+        return pooled
 
     def explained(self, what: str, columns: slice) -> float:
         if self.centered is None or self.error is None or self.n_rows < 2:

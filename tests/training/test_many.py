@@ -14,7 +14,7 @@ from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
 from crosscoders.losses import AuxK, DecoderNormL1, JumpReLUL0, LossTerm, Reconstruction
 from crosscoders.sources import Source
 from crosscoders.training import Callback, History, StepReport, Trainer, TrainerConfig, fit_many
-from crosscoders.training.checkpoint import has_checkpoint
+from crosscoders.training.checkpoints.files import has_checkpoint
 from tests.training.toy_run import BATCH, N_STEPS, Stream, same_bits, toy_batches, toy_trainer, weights
 
 KINDS: list[tuple[ActivationFn, list[LossTerm]]] = [
@@ -287,3 +287,35 @@ def test_transforms_that_do_not_fit_are_refused() -> None:
         fit_many([toy_trainer()], toy_batches(), transforms=[lambda rows, position: rows[1:]])
     with pytest.raises(ValueError, match="batches_per_round must be at least 1, got 0"):
         fit_many([toy_trainer()], toy_batches(), batches_per_round=0)
+
+
+def test_one_that_fails_ends_alone_where_the_others_are_to_go_on() -> None:
+    alone, together = fitted_alone(four_trainers()), four_trainers()
+    together[1].callbacks += (StopAt(7, error=RuntimeError), Events())
+    fit_many(together, toy_batches(), batches_per_round=4, keep_going=True)
+    assert together[1].step == 7
+    assert str(together[1].failure) == "planned"
+    assert together[1].callbacks[-1].names == ["start", "RuntimeError"]
+    assert [trainer.failure for trainer in (together[0], *together[2:])] == [None, None, None]
+    assert_same_runs([together[0], *together[2:]], [alone[0], *alone[2:]])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_is_nobody_s_own_failure_ends_all(error: type[BaseException]) -> None:
+    together = four_trainers()
+    together[1].callbacks += (StopAt(7, error=error),)
+    with pytest.raises(error, match="planned"):
+        fit_many(together, toy_batches(), batches_per_round=4, keep_going=True)
+    assert [trainer.failure for trainer in together] == [None] * 4
+
+
+def test_errors_of_the_data_end_all() -> None:
+    class Damaged(Stream):
+        def __iter__(self) -> Iterator[Tensor]:
+            yield next(iter(super().__iter__()))
+            raise ValueError("shard 7 is damaged")
+
+    together = four_trainers()
+    with pytest.raises(ValueError, match="shard 7"):
+        fit_many(together, Damaged(), keep_going=True)
+    assert [trainer.failure for trainer in together] == [None] * 4

@@ -13,7 +13,7 @@ from crosscoders.activation_fns import ActivationFn, BatchTopK
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.losses import AuxK, LossTerm, Reconstruction
 from crosscoders.training import Trainer, TrainerConfig
-from crosscoders.training.checkpoint import has_checkpoint
+from crosscoders.training.checkpoints.files import has_checkpoint
 from tests.core.toy import toy_crosscoder, toy_rows
 
 N_STEPS, BATCH = 24, 64

@@ -17,6 +17,7 @@ from crosscoders._specs import register_kind, spec_from_dict, spec_to_dict
 from crosscoders._typing import typed
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Selection
+from crosscoders.parallel import ALONE, Ranks
 
 _registry: dict[str, type["ActivationFn"]] = {}
 
@@ -25,9 +26,11 @@ class ActivationModule(nn.Module):
     """Turns pre-activations into latents; holds what is learned or tracked.
 
     Train and eval mode may differ (BatchTopK); in eval mode a token's latents depend on that token only.
+    A trainer on several ranks sets `ranks`; see `ActivationFn.is_global` for who reads it.
     """
 
     needs_calibration: bool = False
+    ranks: Ranks = ALONE
 
     def forward(
         self, pre_acts: Float[Tensor, "batch latent"], selection_scale: Float[Tensor, " latent"]
@@ -100,10 +103,15 @@ class ActivationFn(ABC):
     """Spec of an activation function: hashable, printable, JSON-ready, and able to build its module.
 
     A subclass says its `kind`, under which checkpoints store it, and whether its latents can be negative.
+    One whose latents depend on more than their own token and latent must, to train on several ranks, work
+    over the module's `ranks`: each has some rows of the batch and some latents. It then says `is_global`,
+    as does one that looks at nothing else. Without it the latents stay on one rank, and so does a module
+    that keeps statistics.
     """
 
     kind: ClassVar[str]
     is_nonnegative: ClassVar[bool] = True
+    is_global: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

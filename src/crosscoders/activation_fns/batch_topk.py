@@ -17,6 +17,7 @@ from crosscoders.activation_fns.base import (
 from crosscoders.kernels.ops import batch_topk_indices, threshold_indices
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Selection
+from crosscoders.parallel import batch_topk_across
 
 _UNSET = -1.0
 
@@ -42,6 +43,7 @@ class BatchTopK(ActivationFn):
     """
 
     kind: ClassVar[str] = "batch_topk"
+    is_global: ClassVar[bool] = True
     k: int
     k_initial: int | None = None
     anneal_fraction: float = 0.1
@@ -90,9 +92,8 @@ class _BatchTopK(ActivationModule):
     def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
         scores = pre_acts.detach() * selection_scale
         if self.training:
-            kept = batch_topk_indices(scores, self.k)
-            selected = scores.flatten()[kept]
-            self.track(selected.min() if kept.numel() else selected.new_tensor(torch.inf))
+            kept = self._select(scores, self.k)
+            self.track(self._smallest(scores, kept))
         else:
             kept = threshold_indices(scores, self._known_threshold().to(scores.dtype))
         return SparseLatents.gather(pre_acts, kept)
@@ -100,14 +101,15 @@ class _BatchTopK(ActivationModule):
     @torch.no_grad()
     def calibration_score(self, pre_acts: Tensor, selection_scale: Tensor) -> Tensor:
         scores = pre_acts * selection_scale
-        kept = batch_topk_indices(scores, self.spec.k)
-        if kept.numel() == 0:
+        smallest = self._smallest(scores, self._select(scores, self.spec.k))
+        if smallest.isposinf():
+            n_tokens = self.ranks.data.count(len(scores), device=scores.device)
             raise ValueError(
-                f"BatchTopK: none of {pre_acts.shape[0]} calibration tokens has a positive "
+                f"BatchTopK: none of {n_tokens} calibration tokens has a positive "
                 "pre-activation, so no threshold exists; the crosscoder is dead (lower the learning rate or "
                 "add AuxK)."
             )
-        return scores.flatten()[kept].min()
+        return smallest
 
     @torch.no_grad()
     def calibrate(self, scores: Tensor) -> None:
@@ -119,6 +121,17 @@ class _BatchTopK(ActivationModule):
         moved = torch.lerp(smallest, self.threshold, self.spec.threshold_momentum)
         moved = torch.where(self.threshold < 0, smallest, moved)
         self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
+
+    def _select(self, scores: Tensor, k: int) -> Tensor:
+        if self.ranks.are_alone:
+            return batch_topk_indices(scores, k)
+        return batch_topk_across(scores, k, ranks=self.ranks)
+
+    def _smallest(self, scores: Tensor, kept: Tensor) -> Tensor:
+        """Smallest selected score of the whole batch, infinite if there is none."""
+        selected = scores.flatten()[kept]
+        smallest = selected.min() if kept.numel() else selected.new_tensor(torch.inf)
+        return self.ranks.data.min(self.ranks.latents.min(smallest))
 
     def _known_threshold(self) -> Tensor:
         if bool(self.threshold < 0):

@@ -32,6 +32,7 @@ class JumpReLU(ActivationFn):
     """
 
     kind: ClassVar[str] = "jumprelu"
+    is_global: ClassVar[bool] = True
     bandwidth: float = 2.0
     initial_threshold: float = 0.1
     bandwidth_space: str = "normalized"

@@ -15,6 +15,7 @@ class ReLU(ActivationFn):
     """Keep every positive pre-activation (Lindsey et al. 2024); use it with `DecoderNormL1`."""
 
     kind: ClassVar[str] = "relu"
+    is_global: ClassVar[bool] = True
 
     @typed
     def build(self, n_latents: int) -> ActivationModule:

@@ -16,6 +16,7 @@ from crosscoders.activation_fns.base import (
 from crosscoders.kernels.ops import row_topk_indices
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.kernels.step import Selection
+from crosscoders.parallel import row_topk_across
 
 
 @final
@@ -30,6 +31,7 @@ class TopK(ActivationFn):
     """
 
     kind: ClassVar[str] = "topk"
+    is_global: ClassVar[bool] = True
     k: int
     k_initial: int | None = None
     anneal_fraction: float = 0.1
@@ -65,5 +67,7 @@ class _TopK(ActivationModule):
         )
 
     def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
-        kept = row_topk_indices(pre_acts.detach() * selection_scale, self.k)
+        scores, axis = pre_acts.detach() * selection_scale, self.ranks.latents
+        is_spread = axis.size > 1
+        kept = row_topk_across(scores, self.k, axis=axis) if is_spread else row_topk_indices(scores, self.k)
         return SparseLatents.gather(pre_acts, kept)

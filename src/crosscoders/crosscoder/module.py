@@ -17,6 +17,7 @@ from crosscoders.crosscoder.config import CrosscoderConfig
 from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
+from crosscoders.parallel import ALONE, Ranks
 from crosscoders.sources import (
     Source,
     check_activations,
@@ -75,6 +76,7 @@ class Crosscoder(nn.Module):
 
     selection_weight: Tensor
     origin: str | None = None  # "owner/name@commit" if it came from the Hub; not part of the artifact
+    ranks: Ranks = ALONE  # over which its trainer spread the batch and the latents; here may be some of them
 
     def __init__(self, config: CrosscoderConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class Crosscoder(nn.Module):
 
     @property
     def n_latents(self) -> int:
-        """Number of latents."""
+        """Number of latents, over all ranks where a trainer spread them."""
         return self.config.n_latents
 
     @typed
@@ -173,7 +175,7 @@ class Crosscoder(nn.Module):
         Returns:
             Activations in the units of the models.
         """
-        stored = decode(latents, self.W_dec) + self.b_dec
+        stored = self._decode(latents)
         return stored if self.config.is_folded else stored / self._scale_row()
 
     @typed
@@ -202,7 +204,7 @@ class Crosscoder(nn.Module):
         inputs = x * self._scale_row()
         pre_acts = self._pre_activations(x if self.config.is_folded else inputs)
         latents = self.activation(pre_acts, self.selection_scale())
-        stored = decode(latents, self.W_dec) + self.b_dec
+        stored = self._decode(latents)
         reconstruction = stored * self._scale_row() if self.config.is_folded else stored
         return CrosscoderOutput(inputs, reconstruction, latents, pre_acts)
 
@@ -272,8 +274,9 @@ class Crosscoder(nn.Module):
             The decoder vector in the raw units of that model's activations.
 
         Raises:
-            ValueError: No such latent or source.
+            ValueError: No such latent or source, or the latents are spread over ranks.
         """
+        self._check_whole("steering_direction")
         if not 0 <= latent < self.n_latents:
             raise ValueError(f"steering_direction: latent {latent} is outside 0..{self.n_latents - 1}.")
         vector = self.decoder(source)[latent].detach()
@@ -285,7 +288,11 @@ class Crosscoder(nn.Module):
         """A new crosscoder whose weights contain the scales; latents and raw reconstructions are the same.
 
         The selection weight of normalized space is stored, so that top-k families select the same latents.
+
+        Raises:
+            ValueError: The latents are spread over ranks.
         """
+        self._check_whole("fold")
         return self if self.config.is_folded else self._rescaled(self._scale_row(), is_folded=True)
 
     @typed
@@ -376,7 +383,9 @@ class Crosscoder(nn.Module):
         Raises:
             FileExistsError: `path` holds something else.
             OSError: Writing failed; an older artifact under `path` is untouched.
+            ValueError: The latents are spread over ranks.
         """
+        self._check_whole("save_pretrained")
         tensors = {**self.state_dict(), "selection_weight": self.selection_scale()}
         write_artifact(path, config=self.config.to_dict(), tensors=tensors, training_summary=training_summary)
 
@@ -415,6 +424,16 @@ class Crosscoder(nn.Module):
     def _pre_activations(self, x: Tensor) -> Tensor:
         self._hold_structure()  # again: a parameter may have been replaced or thawed
         return encode(x, self.W_enc, self.b_enc)
+
+    def _decode(self, latents: Tensor | SparseLatents) -> Tensor:
+        return self.ranks.sum_over_latents(decode(latents, self.W_dec)) + self.b_dec
+
+    def _check_whole(self, method: str) -> None:
+        if self.ranks.latents.size > 1:
+            raise ValueError(
+                f"Crosscoder.{method}: this rank holds {len(self.W_dec)} of {self.n_latents} latents; call "
+                "trainer.whole_crosscoder() on all ranks together, and this method of what it gives."
+            )
 
     def _scale_row(self) -> Tensor:
         weight = self.W_enc

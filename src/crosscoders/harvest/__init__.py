@@ -2,5 +2,6 @@
 
 from crosscoders.harvest.loading import load_sources
 from crosscoders.harvest.model_sources import ModelSources
+from crosscoders.harvest.split import SplitHarvest
 
-__all__ = ["ModelSources", "load_sources"]
+__all__ = ["ModelSources", "SplitHarvest", "load_sources"]

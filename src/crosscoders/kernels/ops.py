@@ -180,7 +180,26 @@ def auxk(
     """
     if pre_acts.shape[1] <= k:
         return decode(pre_acts.relu(), W_dec)
-    kept = row_topk_indices(pre_acts.detach() * selection_scale, k)
+    return decode_kept(pre_acts, W_dec, kept=row_topk_indices(pre_acts.detach() * selection_scale, k))
+
+
+@typed
+def decode_kept(
+    pre_acts: Float[Tensor, "batch latent"],
+    W_dec: Float[Tensor, "latent width"],
+    *,
+    kept: Int[Tensor, " nnz"],
+) -> Float[Tensor, "batch width"]:
+    """Decode some entries of dense pre-activations, by a dense product.
+
+    Args:
+        pre_acts: Pre-activations.
+        W_dec: Decoder rows.
+        kept: Flat indices of the entries to decode.
+
+    Returns:
+        The sum of the decoder rows, each times its entry, without bias.
+    """
     mask = torch.zeros(pre_acts.numel(), dtype=pre_acts.dtype, device=pre_acts.device)
     return decode(pre_acts * mask.index_fill_(0, kept, 1.0).view_as(pre_acts), W_dec)
 

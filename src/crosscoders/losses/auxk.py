@@ -9,8 +9,9 @@ from torch import Tensor
 
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
-from crosscoders.kernels.ops import auxk
+from crosscoders.kernels.ops import auxk, decode_kept
 from crosscoders.losses.base import LossContext, LossTerm
+from crosscoders.parallel import ALONE, Axis, Ranks, row_topk_across
 
 
 @final
@@ -31,6 +32,7 @@ class AuxK(LossTerm):
     """
 
     name: ClassVar[str] = "auxk"
+    is_global: ClassVar[bool] = True
     weight: float = 1 / 32
     k_aux: int | None = None
 
@@ -44,7 +46,8 @@ class AuxK(LossTerm):
     ) -> Float[Tensor, ""]:
         """The term before its weight."""
         dead = context.dead_mask.nonzero().squeeze(1)
-        if dead.numel() == 0:
+        n_dead = crosscoder.ranks.latents.count(dead.numel(), device=dead.device)
+        if n_dead == 0:
             return crosscoder.b_dec[:0].sum()
         return self.value_of_dead(
             output.pre_acts.index_select(1, dead),
@@ -52,6 +55,7 @@ class AuxK(LossTerm):
             residual=(output.inputs - output.reconstruction).detach(),
             selection_scale=crosscoder.selection_scale()[dead],
             n_latents=crosscoder.n_latents,
+            ranks=crosscoder.ranks,
         )
 
     @typed
@@ -63,6 +67,7 @@ class AuxK(LossTerm):
         residual: Float[Tensor, "batch width"],
         selection_scale: Float[Tensor, " latent"],
         n_latents: int,
+        ranks: Ranks = ALONE,
     ) -> Float[Tensor, ""]:
         """The term from the dead latents alone.
 
@@ -72,14 +77,34 @@ class AuxK(LossTerm):
             residual: Target minus reconstruction, without gradient.
             selection_scale: Factor of the dead latents in the ranking.
             n_latents: Number of all latents, which bounds the default `k_aux`.
+            ranks: Over which rows and latents are spread.
 
         Returns:
             The term before its weight.
         """
         k = self.k_aux or max(1, min(W_dec.shape[1] // 2, n_latents))
-        explained = auxk(pre_acts, W_dec, selection_scale=selection_scale, k=k)
-        variance = (residual - residual.mean(dim=0)).square().sum()
+        explained = _explained(pre_acts, W_dec, selection_scale=selection_scale, k=k, ranks=ranks)
+        variance = (residual - _mean_row(residual, axis=ranks.data)).square().sum()
         error = (residual - explained).square().sum()
+        variance, error = ranks.sum_over_tokens(torch.stack([variance, error])).unbind()
         # A residual without variance has nothing left to explain; the inner where keeps its gradient finite.
         has_variance = variance > 0
         return torch.where(has_variance, error / torch.where(has_variance, variance, 1.0), 0.0)
+
+
+def _explained(pre_acts: Tensor, W_dec: Tensor, *, selection_scale: Tensor, k: int, ranks: Ranks) -> Tensor:
+    """What the `k` best of all dead latents explain of each token."""
+    axis = ranks.latents
+    if axis.size == 1:
+        return auxk(pre_acts, W_dec, selection_scale=selection_scale, k=k)
+    kept = row_topk_across(pre_acts.detach() * selection_scale, k, axis=axis)
+    return ranks.sum_over_latents(decode_kept(pre_acts, W_dec, kept=kept))
+
+
+def _mean_row(rows: Tensor, *, axis: Axis) -> Tensor:
+    """Mean over the rows of all ranks of the data axis."""
+    if axis.size == 1:
+        return rows.mean(dim=0)
+    total = rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
+    sums = axis.sum(torch.cat([total, total.new_tensor([len(rows)])]))
+    return sums[:-1] / sums[-1]

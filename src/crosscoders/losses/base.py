@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.kernels.sparse_latents import SparseLatents
+from crosscoders.parallel import Ranks
 
 
 @runtime_checkable
@@ -31,7 +32,8 @@ class LossContext:
     Args:
         progress: Part of the run that has passed, from 0 to 1.
         step: Training step, from 0.
-        dead_mask: True for latents that did not fire in the last `dead_after_tokens` tokens.
+        dead_mask: True for latents that did not fire in the last `dead_after_tokens` tokens; on several
+            ranks for those that this rank holds.
     """
 
     progress: float
@@ -43,6 +45,10 @@ class LossContext:
 class LossTerm(ABC):
     """One summand of the objective; a subclass defines `name` and `value`.
 
+    On several ranks `value` sees this rank's rows of the batch, and a mean over tokens is averaged over the
+    ranks. A term that is no such mean, or that reads latents which are spread over ranks, computes its value
+    for the whole batch by `crosscoder.ranks` and says `is_global`; without it the latents stay on one rank.
+
     Args:
         weight: Factor in the total.
         warmup_fraction: Part of the run over which the weight grows linearly from 0.
@@ -52,6 +58,7 @@ class LossTerm(ABC):
     """
 
     name: ClassVar[str]
+    is_global: ClassVar[bool] = False
     weight: float = 1.0
     warmup_fraction: float = 0.0
 
@@ -94,11 +101,16 @@ class LossTerm(ABC):
         return self.weight * progress / self.warmup_fraction
 
 
-def per_token_sum(latents: Tensor | SparseLatents, factor: Tensor) -> Tensor:
-    """Mean over tokens of the latents' sum, each latent times its factor."""
+def per_token_sum(latents: Tensor | SparseLatents, factor: Tensor, *, ranks: Ranks) -> Tensor:
+    """Mean over tokens of the latents' sum, each latent times its factor, over all ranks."""
     if isinstance(latents, SparseLatents):
-        return (latents.values * factor[latents.indices]).sum() / latents.n_rows
-    return latents.sum(dim=0) @ factor / latents.shape[0]
+        return mean_of_sums((latents.values * factor[latents.indices]).sum(), latents.n_rows, ranks=ranks)
+    return mean_of_sums(latents.sum(dim=0) @ factor, latents.shape[0], ranks=ranks)
+
+
+def mean_of_sums(total: Tensor, n_rows: int, *, ranks: Ranks) -> Tensor:
+    """Mean over all tokens of what each sums over all latents, from the total of this rank's block."""
+    return ranks.mean_over_tokens(ranks.sum_over_latents(total), n_rows)
 
 
 def threshold_of(crosscoder: Crosscoder, name: str) -> HasThreshold:

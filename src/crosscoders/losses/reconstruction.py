@@ -17,12 +17,14 @@ class Reconstruction(LossTerm):
     """Mean over tokens of the squared error summed over the width: sum_s |a^s - ahat^s|^2."""
 
     name: ClassVar[str] = "reconstruction"
+    is_global: ClassVar[bool] = True
 
     def value(
         self, output: CrosscoderOutput, crosscoder: Crosscoder, context: LossContext
     ) -> Float[Tensor, ""]:
         """The term before its weight."""
-        return (output.inputs - output.reconstruction).square().sum() / output.inputs.shape[0]
+        total = (output.inputs - output.reconstruction).square().sum()
+        return crosscoder.ranks.mean_over_tokens(total, output.inputs.shape[0])
 
 
 @final
@@ -46,6 +48,7 @@ class DifferenceReconstruction(LossTerm):
     """
 
     name: ClassVar[str] = "difference_reconstruction"
+    is_global: ClassVar[bool] = True
     pair: tuple[str, str] | None = None
 
     def value(
@@ -60,4 +63,4 @@ class DifferenceReconstruction(LossTerm):
         error = output.inputs - output.reconstruction
         of_second = error[:, columns[second.name]] / (second.scale * mean_inverse)
         of_first = error[:, columns[first.name]] / (first.scale * mean_inverse)
-        return (of_second - of_first).square().sum() / error.shape[0]
+        return crosscoder.ranks.mean_over_tokens((of_second - of_first).square().sum(), error.shape[0])

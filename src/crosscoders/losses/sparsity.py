@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.kernels.sparse_latents import SparseLatents
-from crosscoders.losses.base import LossContext, LossTerm, per_token_sum
+from crosscoders.losses.base import LossContext, LossTerm, mean_of_sums, per_token_sum
 
 
 @final
@@ -18,13 +18,14 @@ class DecoderNormL1(LossTerm):
     """Mean over tokens of sum_j f_j sum_s |d_j^s|_2 (Lindsey et al. 2024, the paper's sparsity penalty)."""
 
     name: ClassVar[str] = "decoder_norm_l1"
+    is_global: ClassVar[bool] = True
 
     def value(
         self, output: CrosscoderOutput, crosscoder: Crosscoder, context: LossContext
     ) -> Float[Tensor, ""]:
         """The term before its weight."""
         norms = crosscoder.decoder_norms().sum(dim=1)
-        return per_token_sum(output.latents, norms)
+        return per_token_sum(output.latents, norms, ranks=crosscoder.ranks)
 
 
 @final
@@ -49,6 +50,7 @@ class SharedDecoderNormL1(LossTerm):
     """
 
     name: ClassVar[str] = "shared_decoder_norm_l1"
+    is_global: ClassVar[bool] = True
     n_shared: int
     shared_factor: float = 0.15
 
@@ -76,8 +78,9 @@ class SharedDecoderNormL1(LossTerm):
             )
         norms = crosscoder.decoder_norms().sum(dim=1)
         price = torch.ones_like(norms)
-        price[: self.n_shared] = self.shared_factor
-        return per_token_sum(output.latents, norms * price)
+        first = crosscoder.ranks.latents.part(crosscoder.n_latents).start  # of the latents held here
+        price[: max(0, self.n_shared - first)] = self.shared_factor
+        return per_token_sum(output.latents, norms * price, ranks=crosscoder.ranks)
 
 
 @final
@@ -92,6 +95,7 @@ class TanhSparsity(LossTerm):
     """
 
     name: ClassVar[str] = "tanh_sparsity"
+    is_global: ClassVar[bool] = True
     c: float = 4.0
 
     def value(
@@ -100,5 +104,7 @@ class TanhSparsity(LossTerm):
         """The term before its weight."""
         norms, latents = crosscoder.decoder_norms().sum(dim=1), output.latents
         if isinstance(latents, SparseLatents):
-            return torch.tanh(self.c * latents.values * norms[latents.indices]).sum() / latents.n_rows
-        return torch.tanh(self.c * latents * norms).sum() / latents.shape[0]
+            total = torch.tanh(self.c * latents.values * norms[latents.indices]).sum()
+            return mean_of_sums(total, latents.n_rows, ranks=crosscoder.ranks)
+        total = torch.tanh(self.c * latents * norms).sum()
+        return mean_of_sums(total, latents.shape[0], ranks=crosscoder.ranks)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crosscoders.activation_fns.jumprelu import step
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
-from crosscoders.losses.base import LossContext, LossTerm, threshold_of
+from crosscoders.losses.base import LossContext, LossTerm, mean_of_sums, threshold_of
 
 
 @final
@@ -20,6 +20,7 @@ class JumpReLUL0(LossTerm):
     """
 
     name: ClassVar[str] = "jumprelu_l0"
+    is_global: ClassVar[bool] = True
 
     def value(
         self, output: CrosscoderOutput, crosscoder: Crosscoder, context: LossContext
@@ -27,7 +28,7 @@ class JumpReLUL0(LossTerm):
         """The term before its weight."""
         activation = threshold_of(crosscoder, self.name)
         fires = step(output.pre_acts, activation.thresholds(), bandwidth=activation.bandwidth)
-        return fires.sum() / output.pre_acts.shape[0]
+        return mean_of_sums(fires.sum(), output.pre_acts.shape[0], ranks=crosscoder.ranks)
 
 
 @final
@@ -43,6 +44,7 @@ class PreActivation(LossTerm):
     """
 
     name: ClassVar[str] = "pre_activation"
+    is_global: ClassVar[bool] = True
     weight: float = 3e-6
 
     def value(
@@ -51,4 +53,5 @@ class PreActivation(LossTerm):
         """The term before its weight."""
         threshold = threshold_of(crosscoder, self.name).thresholds()
         shortfall = (threshold - output.pre_acts).relu().sum(dim=0)
-        return shortfall @ crosscoder.decoder_norms().sum(dim=1) / output.pre_acts.shape[0]
+        total = shortfall @ crosscoder.decoder_norms().sum(dim=1)
+        return mean_of_sums(total, output.pre_acts.shape[0], ranks=crosscoder.ranks)

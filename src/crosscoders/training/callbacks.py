@@ -1,6 +1,7 @@
 """Callbacks observe a training run; they cannot change it."""
 
 import csv
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -82,13 +83,19 @@ class Callback:
 
 @final
 class ProgressBar(Callback):
-    """A tqdm bar with loss, EV per source, L0 and the fraction of dead latents, renewed at logging steps."""
+    """A tqdm bar with loss, EV per source, L0 and the fraction of dead latents, renewed at logging steps.
+
+    Where the batches come from the background it also says who waited for whom since the last renewal, as
+    shares of the time: "waiting: trainer 12%, harvest 40%". The one that waits less is what to make faster.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._waited = (0.0, 0.0, 0.0)
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Open the bar at the tokens already seen."""
+        self._waited = _waited(trainer)
         self._bar = tqdm(
             total=trainer.total_tokens,
             initial=trainer.tokens_seen,
@@ -103,7 +110,8 @@ class ProgressBar(Callback):
             return
         self._bar.update(report.n_tokens)
         if report.metrics is not None:
-            self._bar.set_postfix_str(_summary(report.metrics), refresh=False)
+            text = _summary(report.metrics) + self._waiting(trainer)
+            self._bar.set_postfix_str(text, refresh=False)
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Close the bar."""
@@ -112,6 +120,13 @@ class ProgressBar(Callback):
     def on_exception(self, trainer: "Trainer", error: BaseException) -> None:
         """Close the bar."""
         self._close()
+
+    def _waiting(self, trainer: "Trainer") -> str:
+        before, self._waited = self._waited, _waited(trainer)
+        seconds, by_trainer, by_harvest = (now - then for now, then in zip(self._waited, before))
+        if trainer.waits is None or seconds <= 0:
+            return ""
+        return f", waiting: trainer {by_trainer / seconds:.0%}, harvest {by_harvest / seconds:.0%}"
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -177,3 +192,9 @@ def _summary(metrics: dict[str, float]) -> str:
     parts = [f"{label} {metrics[name]:.3g}" for name, label in shown.items()]
     parts += [f"EV {name[3:]} {value:.4f}" for name, value in metrics.items() if name.startswith("ev/")]
     return ", ".join(parts)
+
+
+def _waited(trainer: "Trainer") -> tuple[float, float, float]:
+    """Seconds on the clock, and seconds that the trainer and the harvest have waited for each other."""
+    waits, now = trainer.waits, time.monotonic()
+    return (now, 0.0, 0.0) if waits is None else (now, waits.trainer_seconds, waits.harvest_seconds)

@@ -9,6 +9,7 @@ from typing import Any, final
 from crosscoders._io import check_keys
 from crosscoders._typing import typed
 from crosscoders.kernels.dispatch import BACKENDS
+from crosscoders.training.schedules import part_of_run
 
 _PRECISIONS = ("float32", "bfloat16")
 
@@ -23,6 +24,9 @@ class TrainerConfig:
         betas: Adam's decay rates.
         warmup_fraction: Part of the run over which the learning rate rises from 0.
         decay_fraction: Part of the run, at its end, over which it falls to 0.
+        warmup_tokens: Length of the warm-up in tokens, in place of `warmup_fraction`; the same whatever the
+            length of the run.
+        decay_tokens: Length of the decay in tokens, in place of `decay_fraction`.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         precision: "bfloat16" runs matrix products in bfloat16; weights and sums stay as they are.
         backend: Kernels of the step, see `kernels.choose_backend`; "auto" takes the fastest that applies.
@@ -31,13 +35,21 @@ class TrainerConfig:
         log_every_steps: Interval of metrics and of callbacks' displays.
         evaluate_every_steps: Interval of evaluations.
         checkpoint_every_steps: Interval of checkpoints.
+        checkpoints_kept: Newest checkpoints to keep; older ones are removed, but for milestones.
+        milestone_every_steps: Checkpoints at multiples of this many steps are never removed.
         calibration_batches: Last batches from which an inference threshold is calibrated.
+
+    Raises:
+        ValueError: A number out of range, a schedule longer than `total_tokens`, or milestones at steps that
+            have no checkpoint.
     """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_fraction: float = 0.05
     decay_fraction: float = 0.2
+    warmup_tokens: int | None = None
+    decay_tokens: int | None = None
     max_grad_norm: float | None = 1.0
     precision: str = "float32"
     backend: str = "auto"
@@ -46,6 +58,8 @@ class TrainerConfig:
     log_every_steps: int = 50
     evaluate_every_steps: int = 0
     checkpoint_every_steps: int = 0
+    checkpoints_kept: int = 2
+    milestone_every_steps: int = 0
     calibration_batches: int = 32
 
     def __post_init__(self) -> None:
@@ -64,11 +78,49 @@ class TrainerConfig:
         for name in ("total_tokens", "dead_after_tokens"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be None or at least 1", value)
-        for name in ("log_every_steps", "evaluate_every_steps", "checkpoint_every_steps"):
+        for name in ("calibration_batches", "checkpoints_kept"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        self._check_schedule()
+        self._check_intervals()
+
+    def _check_schedule(self) -> None:
+        for name in ("warmup_tokens", "decay_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"{name} must be None or at least 0", value)
+        if self.total_tokens is not None:
+            self.schedule_fractions(self.total_tokens)
+
+    def _check_intervals(self) -> None:
+        names = ("log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "milestone_every_steps")
+        for name in names:
             _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        every, milestone = self.checkpoint_every_steps, self.milestone_every_steps
         _require(
-            self.calibration_batches >= 1, "calibration_batches must be at least 1", self.calibration_batches
+            milestone == 0 or (every > 0 and milestone % every == 0),
+            f"milestone_every_steps must be 0 or a multiple of checkpoint_every_steps={every}",
+            milestone,
         )
+
+    @typed
+    def schedule_fractions(self, total_tokens: int) -> tuple[float, float]:
+        """Parts of a run that are warm-up and decay; what is given in tokens goes before the fractions.
+
+        Args:
+            total_tokens: Length of the run.
+
+        Returns:
+            Fractions of warm-up and decay, each in [0, 1].
+
+        Raises:
+            ValueError: The warm-up or the decay is longer than the run.
+        """
+        found = []
+        for name in ("warmup", "decay"):
+            tokens, fraction = getattr(self, f"{name}_tokens"), getattr(self, f"{name}_fraction")
+            if tokens is not None:
+                fraction = part_of_run(tokens, total_tokens=total_tokens, name=f"{name}_tokens")
+            found.append(fraction)
+        return found[0], found[1]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dict; `from_dict` inverts it."""

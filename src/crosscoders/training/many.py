@@ -17,6 +17,7 @@ def fit_many(
     *,
     transforms: Sequence[Callable[[Tensor, int], Tensor] | None] | None = None,
     batches_per_round: int = 16,
+    keep_going: bool = False,
 ) -> None:
     """Train several crosscoders on one pass over the batches, so that the models are read once.
 
@@ -37,6 +38,9 @@ def fit_many(
             on nothing but its arguments, or resuming is not exact.
         batches_per_round: Batches that one trainer takes before the next has its turn; that many are held in
             memory, and that many less one may be read in vain if callbacks stop every trainer.
+        keep_going: A trainer that fails in its own turn, for instance because its loss is not finite, ends
+            alone: its callbacks are told, its `failure` holds the error and the others go on. Errors of the
+            data and of the disk end them all.
 
     Raises:
         ValueError: No trainers, something shared between two, not one transform per trainer, a transform
@@ -69,7 +73,13 @@ def fit_many(
             f"fit_many: expected one transform (or None) for each of {len(trainers)} trainers, got "
             f"{len(transforms)}."
         )
-    run(trainers, batches, transforms=transforms, batches_per_round=batches_per_round)
+    run(
+        trainers,
+        batches,
+        transforms=transforms,
+        batches_per_round=batches_per_round,
+        keep_going=keep_going,
+    )
 
 
 def _check_apart(trainers: Sequence[Trainer]) -> None:

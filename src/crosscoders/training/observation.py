@@ -9,6 +9,7 @@ from torch import Tensor
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import ExplainedVariance, dead_fraction, l0
+from crosscoders.parallel import ALONE, Axis, Ranks
 from crosscoders.sources import Source
 
 
@@ -41,21 +42,42 @@ def fired_mask(latents: Tensor | SparseLatents) -> Tensor:
 
 
 @torch.no_grad()
-def silence_after(tokens_since_fired: Tensor, latents: Tensor | SparseLatents, *, n_tokens: int) -> Tensor:
+def silence_after(
+    tokens_since_fired: Tensor, latents: Tensor | SparseLatents, *, n_tokens: int, ranks: Ranks = ALONE
+) -> Tensor:
     """Every latent's silence after a batch: longer by its tokens, or ended for those that fire."""
-    return (tokens_since_fired + n_tokens).masked_fill(fired_mask(latents), 0)
+    return (tokens_since_fired + n_tokens).masked_fill(ranks.data.any(fired_mask(latents)), 0)
 
 
-def step_metrics(forward: Observable, *, sources: Sequence[Source], dead_mask: Tensor) -> dict[str, float]:
-    """L0, dead fraction and, where it is defined for this batch, EV per source in normalized space."""
-    numbers = {"l0": float(l0(forward.latents)), "dead_fraction": float(dead_fraction(dead_mask))}
+def step_metrics(
+    forward: Observable, *, sources: Sequence[Source], dead_mask: Tensor, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """L0, dead fraction and, where it is defined for this batch, EV per source in normalized space.
+
+    Over the whole batch and all latents, also where the ranks have only some of them.
+    """
+    n_rows, n_latents = forward.inputs.shape[0], dead_mask.shape[0]
+    per_row = _pooled(ranks.latents.sum(l0(forward.latents)), n_rows, axis=ranks.data)
+    dead = _pooled(dead_fraction(dead_mask), n_latents, axis=ranks.latents)
+    numbers = {"l0": float(per_row), "dead_fraction": float(dead)}
     explained = ExplainedVariance(sources)
     explained.update(forward.inputs, forward.reconstruction)
+    if ranks.data.size > 1:
+        explained = explained.pooled(lambda part: ranks.data.sum(part.to(forward.inputs.device)))
     try:
         return {**numbers, **{f"ev/{name}": value for name, value in explained.compute().items()}}
     except ValueError:
         # One row, or a source that is constant in this batch, has no EV; logging must not end the run.
         return numbers
+
+
+def _pooled(mean: Tensor, n: int, *, axis: Axis) -> Tensor:
+    """Mean over an axis of what this rank has as a mean over n."""
+    if axis.size == 1:
+        return mean
+    total = mean * n if n else torch.zeros_like(mean)
+    both = axis.sum(torch.stack([total, total.new_tensor(n)]))
+    return both[0] / both[1]
 
 
 def read_only(call: Callable[[], Any], crosscoder: Crosscoder, *, name: str, step: int) -> Any:

@@ -18,3 +18,26 @@ def learning_rate_factor(progress: float, *, warmup_fraction: float, decay_fract
     rising = progress / warmup_fraction if warmup_fraction > 0 else 1.0
     falling = (1.0 - progress) / decay_fraction if decay_fraction > 0 else 1.0
     return max(0.0, min(1.0, rising, falling))
+
+
+@typed
+def part_of_run(tokens: int, *, total_tokens: int, name: str) -> float:
+    """A length in tokens as a part of the run: `tokens / total_tokens`.
+
+    Args:
+        tokens: The length.
+        total_tokens: Length of the run.
+        name: What the message calls the length.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: It is longer than the run.
+    """
+    if tokens > total_tokens:
+        raise ValueError(
+            f"TrainerConfig: {name}={tokens} is longer than the run of {total_tokens} tokens; lower {name}, "
+            f"or set {name.replace('tokens', 'fraction')}, which is a part of the run, instead."
+        )
+    return tokens / total_tokens

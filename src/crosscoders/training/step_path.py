@@ -9,7 +9,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor, nn
 
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.errors import KernelUnavailableError
+from crosscoders.errors import DivergedError, KernelUnavailableError
 from crosscoders.kernels.dispatch import StepShape, announce, choose_backend, explain
 from crosscoders.losses import AuxK, LossTerm, Reconstruction
 from crosscoders.training.fused_step import PARAMETERS, FusedStep
@@ -67,11 +67,11 @@ class StepPath:
         """Ask the device, which is waited for, whether it refused an update; called where it costs little.
 
         Raises:
-            RuntimeError: A gradient was not finite; since then no weight has changed.
+            DivergedError: A gradient was not finite; since then no weight has changed.
         """
         failed = None if self._fused is None else self._fused.kernels.has_failed
         if failed is not None and bool(failed):
-            raise RuntimeError(
+            raise DivergedError(
                 f"Trainer: a gradient norm at or before step {step} was not finite; no weight has been "
                 "updated since. Lower lr, lengthen warmup_fraction, or look for outliers in the activations."
             )
@@ -90,13 +90,19 @@ def _autograd_reason(trainer: "Trainer") -> str | None:
     """Why autograd runs the step; raises if the config demands a step without it."""
     if trainer.config.backend == "reference":
         return "the config asks for backend 'reference'"
-    reason = _overridden(trainer) or _unknown(trainer.crosscoder, trainer.objective, trainer.optimizer)
+    reason = _spread(trainer) or _overridden(trainer)
+    reason = reason or _unknown(trainer.crosscoder, trainer.objective, trainer.optimizer)
     if reason is not None and trainer.config.backend != "auto":
         raise KernelUnavailableError(
             f"Trainer: backend {trainer.config.backend!r} was asked for, but {reason}; use backend='auto' "
             "or 'reference', which run the step through autograd."
         )
     return reason
+
+
+def _spread(trainer: "Trainer") -> str | None:
+    axes = (trainer.ranks.data, trainer.ranks.latents)
+    return None if trainer.mesh is None else f"a mesh of {axes[0].size} x {axes[1].size} ranks is given"
 
 
 def _overridden(trainer: "Trainer") -> str | None:

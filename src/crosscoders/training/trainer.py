@@ -1,35 +1,47 @@
 """Training: a fixed loop with template methods to override, and callbacks that only observe."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder, CrosscoderOutput
 from crosscoders.losses import LossBreakdown, LossContext, LossTerm, check_objective, compute_losses
+from crosscoders.parallel import ranks_of
 from crosscoders.training.batches import check_batch, length_of_run
 from crosscoders.training.calibration import BatchRing, calibrate
 from crosscoders.training.callbacks import Callback
-from crosscoders.training.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint
+from crosscoders.training.checkpoints.files import has_checkpoint
+from crosscoders.training.checkpoints.state import (
+    load_checkpoint,
+    load_trainer_state,
+    save_checkpoint,
+    trainer_state,
+)
 from crosscoders.training.config import TrainerConfig
+from crosscoders.training.faults import checkpoint_faults
 from crosscoders.training.fused_step import Forward
 from crosscoders.training.loop import run
 from crosscoders.training.observation import read_only, silence_after, step_metrics
+from crosscoders.training.on_ranks.gather import whole_crosscoder
+from crosscoders.training.on_ranks.spread import (
+    agree_on_stop,
+    backward,
+    check_can_spread,
+    evaluated,
+    gradient_norm,
+    part_of_batch,
+    spread,
+)
 from crosscoders.training.report import StepReport
 from crosscoders.training.step_path import StepPath
-from crosscoders.training.update import (
-    check_norm,
-    check_same,
-    clip_gradients,
-    run_identity,
-    set_learning_rate,
-)
+from crosscoders.training.update import check_norm, clip_gradients, set_learning_rate
 
 _MAX_DEAD_AFTER_TOKENS = 10_000_000
 
@@ -49,9 +61,12 @@ class Trainer:
         callbacks: Observers.
         evaluation: Called with the crosscoder in eval mode and without gradient; gives metrics by name.
         checkpoint_dir: Folder of the run's checkpoints; needed if `config.checkpoint_every_steps` is set.
+        mesh: Ranks over which rows ("data") and latents ("latents") are spread, see docs/scale.md: give each
+            the same crosscoder and batches. With latent shards `self.crosscoder` is this rank's part.
 
     Raises:
-        ValueError: A folded crosscoder, two terms of one name, or checkpoints without a `checkpoint_dir`.
+        ValueError: A folded crosscoder, two terms of one name, checkpoints without a `checkpoint_dir`, or
+            what cannot be spread over the mesh.
 
     Example:
         >>> import torch
@@ -68,6 +83,8 @@ class Trainer:
         5
     """
 
+    is_global: ClassVar[bool] = False  # whether what a subclass overrides works on a part of the latents
+
     def __init__(
         self,
         crosscoder: Crosscoder,
@@ -77,6 +94,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         evaluation: Callable[[Crosscoder], dict[str, float]] | None = None,
         checkpoint_dir: Path | str | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         check_objective(objective)
         if crosscoder.config.is_folded:
@@ -87,8 +105,10 @@ class Trainer:
             raise ValueError(
                 f"Trainer: checkpoint_every_steps={config.checkpoint_every_steps} needs checkpoint_dir."
             )
-        self.crosscoder = crosscoder
+        self.mesh, self.ranks = mesh, ranks_of(mesh)
+        self.crosscoder = spread(crosscoder, mesh)
         self.objective = tuple(objective)
+        check_can_spread(self, self.ranks)
         self.config = config
         self.callbacks = tuple(callbacks)
         self.evaluation = evaluation
@@ -97,11 +117,14 @@ class Trainer:
         self.tokens_seen = 0
         self.total_tokens: int | None = None
         self.stop_reason: str | None = None
+        self.failure: Exception | None = None
         self.last_evaluation: dict[str, float] | None = None
-        self.tokens_since_fired = crosscoder.W_enc.new_zeros(crosscoder.n_latents, dtype=torch.int64)
+        self.tokens_since_fired = torch.zeros_like(self.crosscoder.b_enc, dtype=torch.int64)
         self._optimizer: torch.optim.Optimizer | None = None
         self._path = StepPath()
         self._position: dict[str, Any] | None = None
+        self._is_fresh = True
+        self._batches: Iterable[Any] | None = None
         self._ring = BatchRing(config.calibration_batches if crosscoder.activation.needs_calibration else 0)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
@@ -145,35 +168,44 @@ class Trainer:
         Returns:
             What happened.
         """
-        progress = self._progress(batch.shape[0])
-        learning_rate = set_learning_rate(self.optimizer, progress, config=self.config)
+        n_tokens = self.ranks.data.count(batch.shape[0], device=batch.device)
+        progress = self._progress(n_tokens)
+        report = functools.partial(
+            StepReport,
+            step=self.step + 1,
+            tokens_seen=self.tokens_seen + n_tokens,
+            n_tokens=n_tokens,
+            learning_rate=set_learning_rate(
+                self.optimizer, progress, config=self.config, total_tokens=self._known_total()
+            ),
+        )
         self.crosscoder.activation.set_progress(progress)
         context = LossContext(progress=progress, step=self.step, dead_mask=self.dead_mask())
         fused = self._path.fused_step(self)
         if fused is not None:
             forward = fused.forward(batch, context)
-            silence = silence_after(self.tokens_since_fired, forward.latents, n_tokens=batch.shape[0])
+            silence = silence_after(self.tokens_since_fired, forward.latents, n_tokens=n_tokens)
             fused.expect_dead(silence >= self.dead_after_tokens)
             check = functools.partial(check_norm, step=self.step, losses=forward.losses)
             grad_norm = fused.update(forward, max_norm=self.config.max_grad_norm, check=check)
             self.tokens_since_fired.copy_(silence)
-            return self._report(forward, losses=forward.losses, grad_norm=grad_norm, lr=learning_rate)
+            return self._done(report(losses=forward.losses, grad_norm=grad_norm), forward)
         is_low = self.config.precision == "bfloat16"
         with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=is_low):
             output = self.crosscoder(batch)
             losses = self.compute_losses(output, context)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        losses = losses.detach()
+        losses = backward(losses, self, n_rows=batch.shape[0], n_tokens=n_tokens)
         check = functools.partial(check_norm, step=self.step, losses=losses)
-        grad_norm = clip_gradients(self.crosscoder, self.config.max_grad_norm, check=check)
+        grad_norm = gradient_norm(self.crosscoder)
+        clip_gradients(self.crosscoder, self.config.max_grad_norm, norm=grad_norm, check=check)
         self.optimizer.step()
         with torch.no_grad():
             self.after_optimizer_step()
             self.crosscoder.impose_structure()
-        silence = silence_after(self.tokens_since_fired, output.latents, n_tokens=batch.shape[0])
-        self.tokens_since_fired.copy_(silence)
-        return self._report(output, losses=losses, grad_norm=grad_norm, lr=learning_rate)
+        silence, latents = self.tokens_since_fired, output.latents
+        self.tokens_since_fired.copy_(silence_after(silence, latents, n_tokens=n_tokens, ranks=self.ranks))
+        return self._done(report(losses=losses, grad_norm=grad_norm), output)
 
     @typed
     def explain(self) -> str:
@@ -210,6 +242,11 @@ class Trainer:
         """
         self.stop_reason = reason
 
+    @typed
+    def whole_crosscoder(self) -> Crosscoder:
+        """The crosscoder with the latents of all ranks, which call this together; without a mesh its own."""
+        return self.crosscoder if self.mesh is None else whole_crosscoder(self.crosscoder)
+
     def dead_mask(self) -> Tensor:
         """True for each latent that has not fired in the last `dead_after_tokens` tokens."""
         return self.tokens_since_fired >= self.dead_after_tokens
@@ -230,6 +267,11 @@ class Trainer:
             return self.config.dead_after_tokens
         return min(_MAX_DEAD_AFTER_TOKENS, max(1, self._known_total() // 20))
 
+    @property
+    def waits(self) -> Any:
+        """Who has waited for whom, where the batches in use tell it (`prefetch.Waits`), else None."""
+        return getattr(self._batches, "waits", None)
+
     def summary(self) -> dict[str, Any]:
         """Facts about the run, JSON-ready, to keep with the weights. Protected API: `super()` first."""
         return {
@@ -245,21 +287,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that the next step depends on, except the position in the data.
 
-        Protected API: override with `super()` first and add keys.
+        Protected API: override with `super()` first and add keys, of the same value on every rank. What is
+        spread over ranks is here in this rank's part.
         """
-        state = {
-            "crosscoder": self.crosscoder.state_dict(),
-            "crosscoder_config": self.crosscoder.config.to_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "tokens_since_fired": self.tokens_since_fired,
-            "calibration_batches": self._ring.batches,
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "total_tokens": self.total_tokens,
-            "run": run_identity(self.config, self.objective),
-            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
-        }
-        return copy.deepcopy(state)
+        return trainer_state(self)
 
     @typed
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,22 +303,7 @@ class Trainer:
         Raises:
             ValueError: Something else differs.
         """
-        check_same(
-            "crosscoder config", saved=state["crosscoder_config"], here=self.crosscoder.config.to_dict()
-        )
-        check_same("run", saved=state["run"], here=run_identity(self.config, self.objective))
-        state = copy.deepcopy(state)
-        self.crosscoder.load_state_dict(state["crosscoder"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._path.forget()
-        self.tokens_since_fired.copy_(state["tokens_since_fired"])
-        device = self.crosscoder.W_enc.device
-        self._ring.batches = [batch.to(device) for batch in state["calibration_batches"]]
-        self.step, self.tokens_seen = state["step"], state["tokens_seen"]
-        self.total_tokens = state["total_tokens"]
-        for callback in self.callbacks:
-            if type(callback).__name__ in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        load_trainer_state(self, state)
 
     @typed
     def resume(self, path: Path | str) -> None:
@@ -300,9 +316,7 @@ class Trainer:
             CheckpointError: There is no checkpoint or it is damaged.
             ValueError: It belongs to a run with other settings.
         """
-        state = read_checkpoint(Path(path))
-        self.load_state_dict(state["trainer"])
-        self._position = state["batches"]
+        self._position = load_checkpoint(self, Path(path))
 
     def _begin(self, batches: Iterable[Tensor]) -> dict[str, Any] | None:
         """Fix the length of the run; gives the position in the data from which it goes on."""
@@ -312,18 +326,20 @@ class Trainer:
                 f"Trainer.fit: {self.checkpoint_dir} holds checkpoints of another run; call resume with "
                 "it, or choose an empty folder."
             )
-        self.total_tokens, self.stop_reason = total, None
+        self.total_tokens, self.stop_reason, self.failure = total, None, None
+        self._batches = batches
         return self._position
 
     def _start(self) -> None:
-        self._position = None
+        self._position, self._is_fresh = None, True
         self._path.begin(self)
         self._emit("on_fit_start")
 
     def _step(self, batch: object, position: Callable[[], dict[str, Any]]) -> None:
         """Train on one batch; `position` tells where the data stand after it."""
         rows = check_batch(batch, sources=self.crosscoder.sources, step=self.step)
-        rows = rows.to(self.crosscoder.W_enc.device)
+        rows = part_of_batch(rows, self).to(self.crosscoder.W_enc.device)
+        self._is_fresh = False
         self.crosscoder.train()
         self._ring.add(rows)
         report = self.training_step(rows)
@@ -332,6 +348,7 @@ class Trainer:
             self._evaluate()
         if _is_due(self.step, self.config.checkpoint_every_steps):
             self._checkpoint(position())
+        agree_on_stop(self)
 
     def _finish(self) -> None:
         if self.step == 0:
@@ -346,17 +363,18 @@ class Trainer:
         if type(self).evaluate is not Trainer.evaluate or self.evaluation is not None:
             self._evaluate()
         self._emit("on_fit_end")
+        self._batches = None  # a buffer is large
 
     def _evaluate(self) -> None:
         self._path.raise_if_failed(self.step)
-        self.last_evaluation = read_only(self.evaluate, self.crosscoder, name="evaluate", step=self.step)
+        self.last_evaluation = evaluated(self)
         self._emit("on_evaluate", self.last_evaluation)
 
     def _checkpoint(self, position: dict[str, Any]) -> None:
-        assert self.checkpoint_dir is not None
         self._path.raise_if_failed(self.step)
-        state = {"trainer": self.state_dict(), "batches": position}
-        self._emit("on_checkpoint", write_checkpoint(self.checkpoint_dir, state, step=self.step))
+        with checkpoint_faults(self):
+            path = save_checkpoint(self, position)
+        self._emit("on_checkpoint", path)
 
     def _emit(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
@@ -372,24 +390,14 @@ class Trainer:
             raise ValueError("Trainer: the length of the run is known only once fit has begun.")
         return self.total_tokens
 
-    @torch.no_grad()
-    def _report(
-        self, forward: CrosscoderOutput | Forward, *, losses: LossBreakdown, grad_norm: Tensor, lr: float
-    ) -> StepReport:
-        n_tokens = forward.inputs.shape[0]
-        self.step, self.tokens_seen = self.step + 1, self.tokens_seen + n_tokens
-        report = StepReport(
-            step=self.step,
-            tokens_seen=self.tokens_seen,
-            n_tokens=n_tokens,
-            learning_rate=lr,
-            losses=losses,
-            grad_norm=grad_norm,
-        )
+    def _done(self, report: StepReport, forward: CrosscoderOutput | Forward) -> StepReport:
+        """Count a step that was done, and measure it where that is due."""
+        self.step, self.tokens_seen = report.step, report.tokens_seen
         if not _is_due(self.step, self.config.log_every_steps):
             return report
         self._path.raise_if_failed(self.step)
-        numbers = step_metrics(forward, sources=self.crosscoder.sources, dead_mask=self.dead_mask())
+        sources, dead = self.crosscoder.sources, self.dead_mask()
+        numbers = step_metrics(forward, sources=sources, dead_mask=dead, ranks=self.ranks)
         return dataclasses.replace(report, metrics=report.scalars() | numbers)
 
 

@@ -1,0 +1,1 @@
+"""What a trainer does differently where a mesh spreads rows or latents over several ranks."""
