@@ -19,7 +19,7 @@ from crosscoders.models.model_config import cut_config, read_config
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.fit import fit_crosscoder
-from crosscoders.pipeline.plan import plan
+from crosscoders.pipeline.planning.plan import plan
 from crosscoders.pipeline.run import measure_reconstruction
 from crosscoders.pipeline.sizes import shown_bytes
 

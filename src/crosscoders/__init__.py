@@ -9,6 +9,7 @@ import crosscoders.kernels as kernels
 import crosscoders.losses as losses
 import crosscoders.metrics as metrics
 import crosscoders.models as models
+import crosscoders.parallel as parallel
 import crosscoders.reasoning as reasoning
 import crosscoders.structures as structures
 from crosscoders._version import __version__
@@ -16,7 +17,13 @@ from crosscoders.activation_fns import ActivationFn, BatchTopK, JumpReLU, ReLU, 
 from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig, CrosscoderOutput
 from crosscoders.diffing import SpikeIn, Verdicts
-from crosscoders.errors import AdapterMismatchError, CheckpointError, CrosscodersError, KernelUnavailableError
+from crosscoders.errors import (
+    AdapterMismatchError,
+    CheckpointError,
+    CrosscodersError,
+    DivergedError,
+    KernelUnavailableError,
+)
 from crosscoders.experiments import (
     Finding,
     Material,
@@ -30,7 +37,7 @@ from crosscoders.experiments import (
     run_experiment,
 )
 from crosscoders.geometry import GeometryProbe, WordTask, read_word_tasks
-from crosscoders.harvest import ModelSources, load_sources
+from crosscoders.harvest import ModelSources, SplitHarvest, load_sources
 from crosscoders.hub import convert, estimate_scale, from_pretrained, push_to_hub
 from crosscoders.interventions import Ablate, Add, AddVector, Clamp, Scale, SteeringHook
 from crosscoders.kernels import SparseLatents
@@ -51,18 +58,27 @@ from crosscoders.losses import (
 from crosscoders.models import IdPolicy, IdRule, LanguageModel, load_model, stream_texts
 from crosscoders.pipeline.config import DataConfig, RunConfig, TextPart
 from crosscoders.pipeline.diff import diff
+from crosscoders.pipeline.installation.doctor import Diagnosis, doctor
 from crosscoders.pipeline.model_config import ModelConfig
-from crosscoders.pipeline.plan import Plan, plan
+from crosscoders.pipeline.planning.plan import Plan, plan
+from crosscoders.pipeline.planning.ranks import RankLayout
+from crosscoders.pipeline.planning.speed import Speed
 from crosscoders.pipeline.report import ReportOptions, write_report
 from crosscoders.pipeline.run import Run
+from crosscoders.pipeline.sweep import Sweep, SweepResult
+from crosscoders.pipeline.system_config import SystemConfig
 from crosscoders.pipeline.verify import Verification, VerifyOptions, verify
+from crosscoders.prefetch import PrefetchedBatches, Waits
 from crosscoders.reasoning import EndpointConfig, LexicalAnnotator, LLMAnnotator
 from crosscoders.report.inspection import Inspection, inspect_text
 from crosscoders.sources import Source, scale_from_mean_norm
+from crosscoders.store import ActivationStore
 from crosscoders.structures import DedicatedLatents, SharedLatents, Structure
 from crosscoders.training import (
     Callback,
     History,
+    Preempted,
+    Preemption,
     ProgressBar,
     StepReport,
     Trainer,
@@ -70,11 +86,20 @@ from crosscoders.training import (
     fit_many,
     warm_start,
 )
+from crosscoders.training.loggers import (
+    CsvLogger,
+    Logger,
+    TensorBoardLogger,
+    TrackioLogger,
+    WandbLogger,
+    make_loggers,
+)
 
 __all__ = [
     "Ablate",
     "ActivationBuffer",
     "ActivationFn",
+    "ActivationStore",
     "AdapterMismatchError",
     "Add",
     "AddVector",
@@ -87,10 +112,13 @@ __all__ = [
     "CrosscoderConfig",
     "CrosscoderOutput",
     "CrosscodersError",
+    "CsvLogger",
     "DataConfig",
     "DecoderNormL1",
     "DedicatedLatents",
+    "Diagnosis",
     "DifferenceReconstruction",
+    "DivergedError",
     "EndpointConfig",
     "Finding",
     "GeometryProbe",
@@ -105,6 +133,7 @@ __all__ = [
     "LanguageModel",
     "LatentTable",
     "LexicalAnnotator",
+    "Logger",
     "LossBreakdown",
     "LossContext",
     "LossTerm",
@@ -113,8 +142,12 @@ __all__ = [
     "ModelSources",
     "Plan",
     "PreActivation",
+    "Preempted",
+    "Preemption",
+    "PrefetchedBatches",
     "ProgressBar",
     "Prompt",
+    "RankLayout",
     "ReLU",
     "Reconstruction",
     "ReportOptions",
@@ -126,26 +159,36 @@ __all__ = [
     "SharedLatents",
     "Source",
     "SparseLatents",
+    "Speed",
     "SpikeIn",
+    "SplitHarvest",
     "SteeringHook",
     "StepReport",
     "Structure",
     "Study",
+    "Sweep",
+    "SweepResult",
+    "SystemConfig",
     "TanhSparsity",
+    "TensorBoardLogger",
     "TextPart",
     "TokenBatch",
     "TopK",
+    "TrackioLogger",
     "Trainer",
     "TrainerConfig",
     "Verdicts",
     "Verification",
     "VerifyOptions",
+    "Waits",
+    "WandbLogger",
     "WordTask",
     "__version__",
     "bundled_plan",
     "convert",
     "diff",
     "diffing",
+    "doctor",
     "estimate_scale",
     "experiments",
     "fit_many",
@@ -158,9 +201,11 @@ __all__ = [
     "load_model",
     "load_sources",
     "losses",
+    "make_loggers",
     "metrics",
     "models",
     "open_study",
+    "parallel",
     "plan",
     "plan_from_toml",
     "push_to_hub",

@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import logging
+import shlex
 import sys
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from crosscoders._version import __version__
 from crosscoders.errors import CrosscodersError
@@ -17,30 +20,63 @@ from crosscoders.experiments.opening import open_models, open_study
 from crosscoders.experiments.plans import bundled_plan, options_from_toml, plan_from_toml
 from crosscoders.experiments.reproduce import reproduce
 from crosscoders.hub.convert import add_convert_arguments, convert_command
-from crosscoders.pipeline.config import RunConfig
+from crosscoders.parallel.failure import one_clear_message
+from crosscoders.parallel.launch import from_torchrun, is_main, leave, n_ranks
+from crosscoders.pipeline.arguments import add_preempt_argument
+from crosscoders.pipeline.config_file import config_of, toml_values
 from crosscoders.pipeline.demo import demo
-from crosscoders.pipeline.model_config import DTYPES
-from crosscoders.pipeline.plan import plan
+from crosscoders.pipeline.installation.doctor import add_doctor_arguments, doctor_command
+from crosscoders.pipeline.planning.command import add_plan_arguments, plan_command
 from crosscoders.pipeline.presets import PRESETS
+from crosscoders.pipeline.ranks import join_run
 from crosscoders.pipeline.report import ReportOptions, write_report
 from crosscoders.pipeline.run import run
-from crosscoders.pipeline.sizes import parse_bytes
+from crosscoders.pipeline.store_command import add_store_arguments, store_command
+from crosscoders.pipeline.sweep.command import add_sweep_arguments, sweep_command
 from crosscoders.pipeline.verify import VerifyOptions, verify
 from crosscoders.report.inspection import inspect_text
+from crosscoders.training.preemption import Preempted, Preemption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends with its message and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = _parser().parse_args(argv)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _preemption(arguments), _clear_message():
             warnings.showwarning = _show_warning
+            _check_ranks(arguments)
             return arguments.command(arguments)
-    except (ValueError, OSError, CrosscodersError) as err:
+    except Preempted as preempted:
+        again = ["crosscoders", *(sys.argv[1:] if argv is None else argv)]
+        again += ["--resume"] if getattr(arguments, "resume", None) is False else []
+        print(f"crosscoders: {preempted} Go on with: {shlex.join(again)}", file=sys.stderr)
+        return preempted.exit_code
+    except (ValueError, OSError, ImportError, CrosscodersError, torch.OutOfMemoryError) as err:
         print(f"crosscoders: {err}", file=sys.stderr)
         return 2
+
+
+def _clear_message() -> AbstractContextManager[None]:
+    """On several ranks one of them says why the run fails."""
+    return one_clear_message(
+        lambda text: print(f"crosscoders: {text}", file=sys.stderr, flush=True),
+        resume="Go on with the same command and --resume.",
+        passes=(Preempted,),
+    )
+
+
+def _check_ranks(arguments: argparse.Namespace) -> None:
+    """Refuse `torchrun` for the commands that one process carries out."""
+    if n_ranks() > 1 and arguments.command is not _run:
+        raise ValueError("only `crosscoders run` knows several ranks; start this command without torchrun.")
+
+
+def _preemption(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
+    """SIGTERM as the command wants it: those that can be resumed have an exit code for it."""
+    exit_code = getattr(arguments, "preempt_exit_code", None)
+    return nullcontext() if exit_code is None else Preemption(exit_code=exit_code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
@@ -73,11 +109,25 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--n-tokens", type=int, help="tokens of the text to train on")
     runner.add_argument("--seed", type=int, help="seed")
     runner.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint in the run folder"
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run in the folder, if there is one",
     )
+    add_preempt_argument(runner)
     runner.add_argument("--warm-start", type=Path, help="folder of a saved crosscoder to begin with")
     runner.set_defaults(command=_run)
-    _add_plan(commands)
+    planner = commands.add_parser("plan", help="what a run will hold, on disk too, what fits, and hours")
+    add_plan_arguments(planner)
+    planner.set_defaults(command=_plan)
+    sweeper = commands.add_parser("sweep", help="many crosscoders on one harvest, and which of them is best")
+    add_sweep_arguments(sweeper)
+    sweeper.set_defaults(command=_sweep)
+    keeper = commands.add_parser("store", help="the activations of a run on disk: fill, verify, show")
+    add_store_arguments(keeper)
+    keeper.set_defaults(command=_store)
+    physician = commands.add_parser("doctor", help="check this installation and machine")
+    add_doctor_arguments(physician)
+    physician.set_defaults(command=_doctor)
     converter = commands.add_parser("convert", help="another library's crosscoder into an artifact")
     add_convert_arguments(converter)
     converter.set_defaults(command=_convert)
@@ -98,21 +148,6 @@ def _add_report(commands: Any) -> None:
     reporter.add_argument("--prompts", type=Path, help="file of prompts to steer, one in a line")
     reporter.add_argument("--annotations", type=Path, help="CSV file with the columns latent, annotation")
     reporter.set_defaults(command=_report)
-
-
-def _add_plan(commands: Any) -> None:
-    planner = commands.add_parser("plan", help="what a run will hold in memory and what fits, before loading")
-    planner.add_argument("config", nargs="?", type=Path, help="TOML file of the run; the rest overrides it")
-    planner.add_argument("--pair", nargs=2, metavar=("BASE", "DISTILLED"), help="both models at once")
-    planner.add_argument("--base", help="folder, Hub id (only its config is fetched) or config file")
-    planner.add_argument("--distilled", help="likewise")
-    planner.add_argument("--vram", required=True, help="memory of each device, such as 80GB or 80GiB")
-    planner.add_argument("--preset", choices=sorted(PRESETS), help="default without a config: field")
-    planner.add_argument("--n-latents", type=int, help="dictionary size")
-    planner.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
-    planner.add_argument("--dtype", choices=sorted(DTYPES), help="default without a config: bfloat16")
-    planner.add_argument("--device", help="default without a config: cuda")
-    planner.set_defaults(command=_plan)
 
 
 def _add_experiments(commands: Any) -> None:
@@ -232,69 +267,49 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    vram_bytes = parse_bytes(arguments.vram)
-    values = _values(arguments.config)
-    base, distilled = arguments.pair or (arguments.base, arguments.distilled)
-    if not arguments.config:
-        if base is None or distilled is None:
-            raise ValueError("plan: give a config, --pair, or --base and --distilled.")
-        values = dict(_PLANNED)
-    paths = {"base": base, "distilled": distilled}
-    values |= {
-        name: _with_model(values.get(name), path, dtype=arguments.dtype) for name, path in paths.items()
-    }
-    keys = ("preset", "n_latents", "hook_name", "device")
-    values |= {key: value for key in keys if (value := getattr(arguments, key)) is not None}
-    print(plan(_run_config(values, arguments.config), vram_bytes=vram_bytes).summary())
+    print(plan_command(arguments))
     return 0
-
-
-# What a plan without a configuration is made for; the buffer lives in CPU memory.
-_PLANNED: dict[str, Any] = {
-    "preset": "field",
-    "text": "",
-    "out": "",
-    "device": "cuda",
-    "data": {"buffer_bytes": 8_000_000_000, "sequences_per_harvest": 8, "splice_tokens": 0},
-}
-
-
-def _with_model(known: Any, path: str | None, *, dtype: str | None) -> Any:
-    """A model's table with what the command line says of it; without a configuration it is in bfloat16."""
-    if known is not None and not isinstance(known, str | Mapping):
-        return known  # which RunConfig refuses
-    table = {"dtype": "bfloat16"} if known is None else {"path": known} if isinstance(known, str) else known
-    said = {"path": path, "dtype": dtype}
-    return {**table, **{key: value for key, value in said.items() if value is not None}}
 
 
 _RUN_KEYS = ("preset", "base", "distilled", "text", "out", "n_latents", "hook_name", "seed")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    values = _values(arguments.config)
+    values = toml_values(arguments.config)
     values |= {key: value for key in _RUN_KEYS if (value := getattr(arguments, key)) is not None}
     if arguments.n_tokens is not None and isinstance(values.get("data", {}), Mapping):
         values["data"] = {**values.get("data", {}), "n_tokens": arguments.n_tokens}
-    config = _run_config(values, arguments.config)
-    print(run(config, resume=arguments.resume, warm_start=arguments.warm_start).summary())
+    config = config_of(values, path=arguments.config)
+    kind, shards = torch.device(config.device).type, config.system.latent_shards
+    if shards > 1 and n_ranks() == 1:
+        raise ValueError(
+            f"run: system.latent_shards={shards} needs as many ranks; start it with `torchrun "
+            f"--nproc-per-node={shards} -m crosscoders.cli run ...`."
+        )
+    mesh = from_torchrun(latent_shards=shards, device="cuda" if kind == "cuda" else "cpu")
+    if mesh is None or is_main():
+        print(run(config, resume=arguments.resume, warm_start=arguments.warm_start, mesh=mesh).summary())
+    else:
+        join_run(config, resume=arguments.resume, warm_start=arguments.warm_start, mesh=mesh)
+    leave()
     return 0
 
 
-def _values(config: Path | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    try:
-        return tomllib.loads(config.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ValueError(f"{config}: {err}") from err
+def _sweep(arguments: argparse.Namespace) -> int:
+    print(sweep_command(arguments, say=lambda text: print(text, flush=True)))
+    return 0
 
 
-def _run_config(values: Mapping[str, Any], config: Path | None) -> RunConfig:
-    try:
-        return RunConfig.from_dict(values)
-    except (TypeError, ValueError) as err:
-        raise ValueError(f"{config or 'command line'}: {err}") from err
+def _store(arguments: argparse.Namespace) -> int:
+    print(store_command(arguments, say=lambda text: print(text, flush=True)))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    logging.getLogger("crosscoders").setLevel(logging.WARNING)  # what its self-tests announce
+    text, exit_code = doctor_command(arguments)
+    print(text)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from crosscoders.models.id_policy import IdPolicy, IdRule
 from crosscoders.pipeline.config import DataConfig, ModelConfig, RunConfig
 from crosscoders.pipeline.model_config import check_device_exists
+from crosscoders.pipeline.sweep import Sweep
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OWN = {"base": "a", "distilled": "b", "text": "t.txt", "out": "o", "n_latents": 200}
@@ -61,6 +62,13 @@ def test_the_policy_for_ids_survives_its_own_record(id_policy: object) -> None:
         ({"data": {"id_policy": "replace"}}, "id_policy must be 'drop', 'mask' or a list"),
         ({"data": {"id_policy": [{"action": "mask"}]}}, "action and token_ids"),
         ({"data": {"splice_tokens": -1}}, "splice_tokens must not be negative"),
+        ({"system": []}, r"\[system\] must be a table"),
+        ({"system": {"store": ""}}, "store is empty"),
+        ({"system": {"overlap": "async"}}, r"overlap must be one of .*got 'async'"),
+        ({"system": {"rows_dtype": "float16"}}, r"rows_dtype must be one of .*got 'float16'"),
+        ({"system": {"loggers": ["mlflow"]}}, r"loggers must be one of .*got 'mlflow'"),
+        ({"system": {"loggers": ["wandb", "wandb"]}}, "loggers names one twice"),
+        ({"system": {"latent_shards": 0}}, "latent_shards must be at least 1"),
         ({"data": {"tokenizer": "r1"}}, "tokenizer must be 'base' or 'distilled' or left out, got 'r1'"),
     ],
 )
@@ -76,10 +84,20 @@ def test_a_device_that_this_machine_lacks_is_named_before_anything_loads() -> No
         check_device_exists(absent, where="run")
 
 
+def test_the_section_system_survives_its_own_record() -> None:
+    values = {"store": "rows", "rows_dtype": "float32", "overlap": "process", "loggers": ["wandb"]}
+    config = RunConfig.from_dict({**OWN, "system": values})
+    assert (config.system.torch_dtype, config.system.loggers) == (torch.float32, ("wandb",))
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
 def test_every_example_configuration_parses(path: Path) -> None:
     if "n_latents" not in (content := tomllib.loads(path.read_text())) and "preset" not in content:
         assert "project" in content  # a package of its own among the examples
+        return
+    if "sweep" in content:
+        assert len(Sweep.from_toml(path).members) > 1
         return
     config = RunConfig.from_toml(path)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -15,11 +15,11 @@ from crosscoders.evaluation import ReconstructionScorer
 from crosscoders.harvest import load_sources
 from crosscoders.interventions import splice_scores
 from crosscoders.pipeline.config import DataConfig, ModelConfig, RunConfig
-from crosscoders.pipeline.plan import buffer_bytes, plan
-from crosscoders.pipeline.plan_result import Plan
+from crosscoders.pipeline.planning.plan import buffer_bytes, plan
+from crosscoders.pipeline.planning.result import Plan
+from crosscoders.pipeline.planning.training_bytes import objective_of, training_bytes
+from crosscoders.pipeline.planning.workspace import measuring_bytes, splicing_bytes, step_bytes
 from crosscoders.pipeline.sizes import parse_bytes, shown_bytes
-from crosscoders.pipeline.training_bytes import objective_of, training_bytes
-from crosscoders.pipeline.workspace import measuring_bytes, splicing_bytes, step_bytes
 from crosscoders.training import Trainer, TrainerConfig
 from tests.data.toy_models import random_tokens, toy_model
 from tests.models.derived_configs import derived_config

@@ -22,6 +22,7 @@ NAMESPACES = [
     "testing",
     "metrics",
     "losses",
+    "parallel",
     "structures",
     "diffing",
     "reasoning",

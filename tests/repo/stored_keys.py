@@ -13,7 +13,7 @@ from torch import Tensor
 import crosscoders as cc
 from crosscoders.models.id_policy import IdPolicy, IdRule
 from crosscoders.pipeline.model_config import ModelConfig
-from crosscoders.training.checkpoint import read_checkpoint
+from crosscoders.training.checkpoints.files import read_checkpoint
 
 # Sizes that occur once each, so that a shape says its axes.
 _N_LATENTS = 7

@@ -11,9 +11,12 @@ from tests.repo.source_tree import Import, imports_of, read_modules
 # it. Inside a line a unit may import those that stand before it in the same chain ("a < b": b imports a).
 LAYERS: list[list[str]] = [
     ["errors < _typing < _version < _io < _specs"],
-    ["sources < metrics", "bootstrap", "kernels", "provenance"],
+    ["sources < metrics", "bootstrap", "kernels", "parallel", "provenance"],
     ["activation_fns", "structures"],
-    ["artifact < crosscoder < losses", "models < harvest < row_stream < buffer"],
+    [
+        "artifact < crosscoder < losses",
+        "models < harvest < token_batches < row_stream < store < buffer_checks < buffer < prefetch",
+    ],
     ["evaluation", "geometry", "hub", "reasoning < latents < interventions"],
     ["training"],
     ["diffing"],

@@ -32,6 +32,8 @@ UNCHECKED = {
         *("on_fit_start", "on_step_end", "on_evaluate", "on_checkpoint", "on_exception", "on_fit_end"),
         "load_state_dict",
     },
+    # a logger's own errors must not end a run; `Logger` hands it what the trainer made
+    "Logger": {"start", "write"},
     # called by hooks, in every forward
     "TokenTrace": {"read", "positions", "is_after", "is_token"},
     # read in every reduction over sparse latents

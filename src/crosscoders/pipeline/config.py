@@ -25,6 +25,7 @@ from crosscoders.losses import (
 from crosscoders.models.id_policy import IdPolicy
 from crosscoders.pipeline.model_config import ModelConfig, check_device_name
 from crosscoders.pipeline.presets import with_preset
+from crosscoders.pipeline.system_config import SystemConfig
 from crosscoders.training import TrainerConfig
 
 ALL_TEXT = "all"  # what tables call the whole held-out text
@@ -165,6 +166,7 @@ class RunConfig:
         device: Torch device of models and crosscoder.
         data: Tokens.
         training: Optimizer and schedule.
+        system: Disk, overlap, ranks and loggers, which change nothing that is learned.
 
     Raises:
         ValueError: `n_latents` below 1, or a text, hook or objective that cannot be.
@@ -182,6 +184,7 @@ class RunConfig:
     device: str = "cpu"
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainerConfig = field(default_factory=TrainerConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
 
     def __post_init__(self) -> None:
         if self.n_latents < 1:
@@ -206,6 +209,7 @@ class RunConfig:
         plain["objective"] = [{"term": term.name, **dataclasses.asdict(term)} for term in self.objective]
         plain["data"] = self.data.to_dict()
         plain["training"] = dataclasses.asdict(self.training)
+        plain["system"] = dataclasses.asdict(self.system)
         return plain
 
     @classmethod
@@ -214,15 +218,16 @@ class RunConfig:
         """Build a config from plain values.
 
         Args:
-            data: Fields by name; `activation_fn`, `objective`, `data` and `training` as tables, `text` as a
-                path or a list of tables, `base` and `distilled` as paths or tables, `data.id_policy` as a
-                word or a list of rules. `preset` names values that apply where `data` is silent.
+            data: Fields by name; `activation_fn`, `objective`, `data`, `training` and `system` as tables,
+                `text` as a path or a list of tables, `base` and `distilled` as paths or tables,
+                `data.id_policy` as a word or a list of rules. `preset` names values that apply where `data`
+                is silent.
 
         Raises:
             ValueError: An unknown key or a missing one, here or in a section; the message lists the known
                 keys.
         """
-        for name in ("data", "training"):
+        for name in ("data", "training", "system"):
             if not isinstance(data.get(name, {}), Mapping):
                 raise ValueError(f"[{name}] must be a table, got {data[name]!r}.")
         values = with_preset(data)
@@ -236,6 +241,7 @@ class RunConfig:
         values["objective"] = tuple(_loss_term(term) for term in values.get("objective", ()))
         values["data"] = build_config(DataConfig, _with_rules(values.get("data", {})), where="[data]")
         values["training"] = build_config(TrainerConfig, values.get("training", {}), where="[training]")
+        values["system"] = build_config(SystemConfig, values.get("system", {}), where="[system]")
         return build_config(cls, values, where="run config")
 
     @classmethod

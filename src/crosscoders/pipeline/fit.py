@@ -2,21 +2,26 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from crosscoders._typing import typed
-from crosscoders.buffer import ActivationBuffer
 from crosscoders.crosscoder import Crosscoder, CrosscoderConfig
 from crosscoders.harvest import ModelSources
 from crosscoders.losses import LossTerm
 from crosscoders.pipeline.config import RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus, training_batches
+from crosscoders.pipeline.rows import training_rows
 from crosscoders.sources import Source
 from crosscoders.training import Callback, Trainer
+from crosscoders.training.batches import SizedBatches
+from crosscoders.training.checkpoints.files import has_checkpoint
+from crosscoders.training.preemption import interruptible
 from crosscoders.training.warm_start import warm_start as warm_started
 
 
@@ -30,6 +35,8 @@ def fit_crosscoder(
     checkpoint_dir: Path | None = None,
     resume: bool = False,
     warm_start: Path | str | None = None,
+    data_seed: int | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Crosscoder:
     """Train a crosscoder on the activations of a corpus.
 
@@ -39,56 +46,51 @@ def fit_crosscoder(
         config: Dictionary, objective, optimizer and buffer.
         callbacks: Observers of the training.
         checkpoint_dir: Where checkpoints go, if the config asks for them.
-        resume: Go on from the newest checkpoint there; the result is that of a run without interruption.
+        resume: Go on from the newest checkpoint there, or begin where there is none; the result is that of a
+            run without interruption.
         warm_start: Folder of a saved crosscoder to begin with, instead of at random; see
             `training.warm_start`.
+        data_seed: Seed of the order in which the rows are served; None for the config's seed. The first
+            weights depend on the config's alone.
+        mesh: Ranks that train together, each of which calls this; None for one process.
 
     Returns:
-        The trained crosscoder in evaluation mode, its threshold calibrated.
+        The trained crosscoder, whole on every rank, in evaluation mode, its threshold calibrated.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    buffer = training_buffer(sources, corpus, config, generator=generator)
-    if warm_start is None:
-        rows = first_rows(sources, corpus, config)
-        crosscoder = new_crosscoder(buffer.sources, config, rows=rows, generator=generator)
-    else:
-        crosscoder = _begun_with(warm_start, sources=buffer.sources, config=config)
-    trainer = new_trainer(
-        crosscoder,
-        config,
-        total_tokens=tokens_of(buffer, corpus, config),
-        callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir,
-    )
-    if resume and checkpoint_dir is not None:
-        trainer.resume(checkpoint_dir)
-    trainer.fit(buffer)
-    return crosscoder.eval()
+    order = config.seed if data_seed is None else data_seed
+    with ExitStack() as opened:
+        with interruptible(is_alone=mesh is None):
+            rows = opened.enter_context(training_rows(sources, corpus, config, seed=order, mesh=mesh))
+            if warm_start is None:
+                first = first_rows(sources, corpus, config)  # before a thread has the models for itself
+                generator = weights_generator(config.seed)
+                crosscoder = new_crosscoder(rows.sources, config, rows=first, generator=generator)
+            else:
+                crosscoder = _begun_with(warm_start, sources=rows.sources, config=config)
+        trainer = new_trainer(
+            crosscoder,
+            config,
+            total_tokens=tokens_of(rows, corpus, config),
+            callbacks=callbacks,
+            checkpoint_dir=checkpoint_dir,
+            mesh=mesh,
+        )
+        if resume and checkpoint_dir is not None and has_checkpoint(checkpoint_dir):
+            trainer.resume(checkpoint_dir)
+        trainer.fit(rows)
+    return trainer.whole_crosscoder().eval()
 
 
 @typed
-def training_buffer(
-    sources: ModelSources, corpus: Corpus, config: RunConfig, *, generator: torch.Generator
-) -> ActivationBuffer:
-    """The buffer that serves a corpus' activations as a run's configuration says.
+def weights_generator(seed: int) -> torch.Generator:
+    """What draws the first weights of a run: the run's generator, once its buffer took a seed from it.
 
     Args:
-        sources: The models, each with its hook.
-        corpus: Tokens to train on.
-        config: Its `data` counts.
-        generator: Draws the order of the rows.
+        seed: The run's seed.
     """
-    return ActivationBuffer(
-        sources,
-        training_batches(corpus, config.data),
-        max_bytes=config.data.buffer_bytes,
-        generator=generator,
-        batch_tokens=config.data.batch_tokens,
-        exclude_token_ids=corpus.exclude_token_ids,
-        skip_positions=config.data.skip_positions,
-        max_norm_multiple=config.data.max_norm_multiple,
-        epochs=config.data.epochs,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    torch.randint(0, 2**62, (), generator=generator)  # the buffer's
+    return generator
 
 
 @typed
@@ -123,7 +125,7 @@ def new_crosscoder(
 
 
 @typed
-def tokens_of(buffer: ActivationBuffer, corpus: Corpus, config: RunConfig) -> int | None:
+def tokens_of(buffer: SizedBatches, corpus: Corpus, config: RunConfig) -> int | None:
     """Length of the run on which the schedules depend; None where the buffer knows it.
 
     How many outliers are left out only running tells: then the schedule counts them in.
@@ -147,6 +149,7 @@ def new_trainer(
     total_tokens: int | None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: Path | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Trainer:
     """The trainer of a crosscoder as a run's configuration says.
 
@@ -156,10 +159,18 @@ def new_trainer(
         total_tokens: Length of the run; None takes it from the batches.
         callbacks: Observers of the training.
         checkpoint_dir: Where checkpoints go, if the config asks for them.
+        mesh: Ranks that train together; None for one process.
     """
     objective: Sequence[LossTerm] = config.objective or default_objective(config.activation_fn)
     training = dataclasses.replace(config.training, total_tokens=total_tokens)
-    return Trainer(crosscoder, objective, config=training, callbacks=callbacks, checkpoint_dir=checkpoint_dir)
+    return Trainer(
+        crosscoder,
+        objective,
+        config=training,
+        callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir,
+        mesh=mesh,
+    )
 
 
 def _begun_with(path: Path | str, *, sources: Sequence[Source], config: RunConfig) -> Crosscoder:

@@ -1,7 +1,6 @@
 """The main job: two models and tokens in; a crosscoder, its evaluation and a table of latents out."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
-from crosscoders._io import atomic_write_json, atomic_write_text, sha256_file
+from crosscoders._io import atomic_write_json, atomic_write_text
 from crosscoders._typing import typed
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.evaluation import ReconstructionScorer, ReconstructionScores, TokenMeans
@@ -18,15 +18,27 @@ from crosscoders.harvest import ModelSources
 from crosscoders.interventions import SpliceScores, splice_scores
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.models.context import context_warning
+from crosscoders.parallel import ranks_of
 from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.evaluation_text import evaluation_lines
 from crosscoders.pipeline.fit import fit_crosscoder
 from crosscoders.pipeline.pair import load_pair, pair_corpus
-from crosscoders.provenance import data_fingerprint, run_record, write_manifest
+from crosscoders.pipeline.ranks import on_own_device
+from crosscoders.pipeline.resume import (
+    TRAINED_AS,
+    claim_folder,
+    data_record,
+    trained_crosscoder,
+    training_digest,
+    warm_start_origin,
+)
+from crosscoders.provenance import run_record, write_manifest
 from crosscoders.report.figures.norms import cosine_against_nrn, nrn_histogram
 from crosscoders.row_stream import excluded_ids
-from crosscoders.training import Callback, History, ProgressBar
+from crosscoders.training import Callback, ProgressBar
+from crosscoders.training.loggers import make_loggers
+from crosscoders.training.preemption import check_preempted, uninterruptible
 
 log = logging.getLogger(__name__)
 _TOKEN_MEAN_ROWS = 512  # rows of training text behind the table of token means
@@ -120,6 +132,7 @@ def run_on(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     warm_start: Path | str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Run:
     """Train (unless a crosscoder is given), measure, and write the run folder.
 
@@ -128,9 +141,11 @@ def run_on(
         corpus: Tokens to train and to measure on.
         config: What `run.json` records.
         crosscoder: Measure this one instead of training.
-        callbacks: Observers of the training besides the progress bar and the CSV history.
-        resume: Go on from the newest checkpoint of an interrupted run in the same folder.
+        callbacks: Observers of the training besides the progress bar, the CSV file and the config's loggers.
+        resume: Go on with an interrupted run in the same folder: from its newest checkpoint, from the start
+            where there is none, and without training where that had ended.
         warm_start: Folder of a saved crosscoder to begin with; `run.json` names it.
+        mesh: Ranks that train together: this one is the first, the others call `ranks.join_run_on`.
 
     Returns:
         The run; its folder holds `run.json`, `crosscoder/`, `evaluation.json`, `latents.csv`,
@@ -141,23 +156,34 @@ def run_on(
     corpus = dataclasses.replace(corpus, exclude_token_ids=never)
     if not config.objective and crosscoder is None:  # so that run.json says what was minimized
         config = dataclasses.replace(config, objective=tuple(default_objective(config.activation_fn)))
-    out = Path(config.out)
-    _claim(out)
-    data = {**_data_record(corpus), "warm_start": _origin(warm_start, resumed=out if resume else None)}
+    out, ranks = Path(config.out), ranks_of(mesh)
+    claim_folder(out)
+    data = {
+        **data_record(corpus),
+        "warm_start": warm_start_origin(warm_start, resumed=out if resume else None),
+    }
     (out / "manifest.json").unlink(missing_ok=True)  # what lies here is no finished run from now on
     atomic_write_json(out / "run.json", run_record(config=config.to_dict(), seed=config.seed, data=data))
+    digest = None if crosscoder is not None else training_digest(config, data)
+    if digest is not None and resume:
+        device = on_own_device(config, mesh).device
+        crosscoder = trained_crosscoder(out / "crosscoder", digest=digest, device=device)
+    ranks.gather_objects(crosscoder is not None)  # tells the other ranks whether there is anything to train
     if crosscoder is None:
-        observers = [ProgressBar(), History(out / "training.csv"), *callbacks]
-        crosscoder = fit_crosscoder(
-            sources,
-            corpus,
-            config,
-            callbacks=observers,
-            checkpoint_dir=out / "checkpoints",
-            resume=resume,
-            warm_start=warm_start,
-        )
-        crosscoder.save_pretrained(out / "crosscoder")  # whatever happens while it is measured
+        loggers = make_loggers(config.system.loggers, out, config=config.to_dict())
+        with uninterruptible():  # but for what `fit_crosscoder` lets be left
+            crosscoder = fit_crosscoder(
+                sources,
+                corpus,
+                on_own_device(config, mesh),
+                callbacks=[ProgressBar(), *loggers, *callbacks],
+                checkpoint_dir=out / "checkpoints",
+                resume=resume,
+                warm_start=warm_start,
+                mesh=mesh,
+            )
+            crosscoder.save_pretrained(out / "crosscoder", training_summary={TRAINED_AS: digest})
+    check_preempted()  # whatever happens from here on, it need not be trained again
     crosscoder.eval()
     run = Run(
         out=out,
@@ -168,7 +194,7 @@ def run_on(
         reconstruction=measure_reconstruction(crosscoder, sources, corpus, config),
         splice=measure_splice(crosscoder, sources, corpus, config),
     )
-    _write(run)
+    _write(run, digest=digest)
     return run
 
 
@@ -181,6 +207,7 @@ def run(
     tokenizer: Any = None,
     resume: bool = False,
     warm_start: Path | str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Run:
     """Run a configuration: load both models, tokenize the text, then `run_on`.
 
@@ -192,11 +219,14 @@ def run(
         base: A module to use in place of the folder or Hub id in the config.
         distilled: Likewise.
         tokenizer: Needed if modules come without one.
-        resume: Go on from the newest checkpoint of an interrupted run in the same folder.
+        resume: As for `run_on`.
         warm_start: Folder of a saved crosscoder to begin with; `run.json` names it.
+        mesh: Ranks that train together: this one is the first, the others call `ranks.join_run`.
     """
+    log.info("run: into %s", config.out)
+    make_loggers(config.system.loggers, config.out)  # a package that is missing shows before anything loads
     sources = load_pair(
-        config,
+        on_own_device(config, mesh),
         base=base,
         distilled=distilled,
         tokenizer=tokenizer,
@@ -206,46 +236,12 @@ def run(
     corpus = pair_corpus(config, sources)
     errors = sources.check_attention(corpus.train[:1, :_ATTENTION_TOKENS])
     log.info("attention: relative difference to eager %s", {n: f"{e:.1e}" for n, e in errors.items()})
-    return run_on(sources, corpus, config, resume=resume, warm_start=warm_start)
+    return run_on(sources, corpus, config, resume=resume, warm_start=warm_start, mesh=mesh)
 
 
-def _claim(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
-        raise FileExistsError(f"{out} is neither empty nor the folder of a run; choose another out folder.")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _origin(warm_start: Path | str | None, *, resumed: Path | None) -> dict[str, str] | None:
-    """What a run began with, a resumed one as its record says; an artifact's config covers its weights."""
-    file = None if warm_start is None else Path(warm_start) / "config.json"
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"warm start from {warm_start}: there is no config.json of a crosscoder.")
-    given = None if file is None else {"path": str(warm_start), "config_sha256": sha256_file(file)}
-    if resumed is None or not (resumed / "run.json").exists():
-        return given
-    record = json.loads((resumed / "run.json").read_text(encoding="utf-8"))
-    known = record["data"].get("warm_start")
-    if given is not None and given["config_sha256"] != (known or {}).get("config_sha256"):
-        raise ValueError(
-            f"warm start from {warm_start}: the run in {resumed} that is to be resumed began with "
-            f"{'random weights' if known is None else known['path']}; leave warm_start or resume out."
-        )
-    return known
-
-
-def _data_record(corpus: Corpus) -> dict[str, Any]:
-    return {
-        "train_sha256": data_fingerprint(corpus.train),
-        "held_out_sha256": data_fingerprint(corpus.held_out),
-        "train_shape": list(corpus.train.shape),
-        "held_out_shape": list(corpus.held_out.shape),
-        "origins": list(corpus.origins),
-        "exclude_token_ids": list(corpus.exclude_token_ids),
-    }
-
-
-def _write(run: Run) -> None:
-    run.crosscoder.save_pretrained(run.out / "crosscoder", training_summary=_training_summary(run))
+def _write(run: Run, *, digest: str | None) -> None:
+    summary = {**_training_summary(run), **({} if digest is None else {TRAINED_AS: digest})}
+    run.crosscoder.save_pretrained(run.out / "crosscoder", training_summary=summary)
     evaluation = {
         "reconstruction": {name: dataclasses.asdict(scores) for name, scores in run.reconstruction.items()},
         "splice": {

@@ -12,7 +12,8 @@ from crosscoders.diffing.planted.spike_in import Spikes
 from crosscoders.harvest import ModelSources
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
-from crosscoders.pipeline.fit import first_rows, new_crosscoder, new_trainer, tokens_of, training_buffer
+from crosscoders.pipeline.fit import first_rows, new_crosscoder, new_trainer, tokens_of
+from crosscoders.pipeline.rows import training_buffer
 from crosscoders.sources import Source, column_slices
 from crosscoders.training.many import fit_many
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from crosscoders._typing import typed
 from crosscoders.pipeline.config import RunConfig
-from crosscoders.pipeline.training_bytes import has_auxk, most_active
+from crosscoders.pipeline.planning.training_bytes import has_auxk, most_active
 
 _FLOAT32, _FLOAT64, _INT64 = 4, 8, 8
 _SCORES_ON_CPU = 4 << 20  # that the CPU's kernels form at once

@@ -9,10 +9,15 @@ from crosscoders.models.configs import find_config
 from crosscoders.models.hooks import parse_residual_hook
 from crosscoders.models.truncated import tensor_bytes
 from crosscoders.pipeline.config import DataConfig, RunConfig
-from crosscoders.pipeline.model_config import check_device_name
-from crosscoders.pipeline.plan_result import HOST, ModelBytes, Placement, Plan
-from crosscoders.pipeline.training_bytes import training_bytes
-from crosscoders.pipeline.workspace import (
+from crosscoders.pipeline.planning.data import data_bytes
+from crosscoders.pipeline.planning.devices import device_name
+from crosscoders.pipeline.planning.placements import placements
+from crosscoders.pipeline.planning.ranks import RankLayout, rank_config
+from crosscoders.pipeline.planning.result import ModelBytes, Plan
+from crosscoders.pipeline.planning.speed import Speed
+from crosscoders.pipeline.planning.time import estimate_time
+from crosscoders.pipeline.planning.training_bytes import training_bytes
+from crosscoders.pipeline.planning.workspace import (
     Workspace,
     measuring_bytes,
     reading_bytes,
@@ -30,12 +35,16 @@ def plan(
     model_configs: Mapping[str, Any] | None = None,
     dead_fraction: float = 1.0,
     reserve_bytes: int = 2_000_000_000,
+    ranks: RankLayout | None = None,
+    n_devices: int = 1,
+    speed: Speed | None = None,
 ) -> Plan:
     """Add up what a run holds, on the meta device: nothing is loaded, downloaded or allocated but configs.
 
-    Parameter, optimizer and buffer bytes are exact; the workspace is an estimate. Three placements are
-    judged: both models whole (what splicing reconstructions needs), both read only up to the hook, and both
-    truncated with their weights in CPU memory, moved to the device one after the other.
+    Parameter, optimizer, buffer and disk bytes are exact; the workspace is an estimate, and so are hours.
+    Three placements are judged: both models whole (what splicing reconstructions needs), both read only up
+    to the hook, and both truncated with their weights in CPU memory, moved to the device one after the other.
+    With more devices also truncated models on devices of their own, so that harvest and training overlap.
 
     Args:
         config: The run. Its `splice_tokens` only matter to the first placement.
@@ -45,6 +54,10 @@ def plan(
             the bound.
         reserve_bytes: What stays free on each device but the CPU, for what is not counted: the CUDA context,
             memory that kernels use inside, fragmentation.
+        ranks: How `torchrun` splits the run; None for one process. Each rank then holds models and buffer of
+            its own, and its part of the crosscoder.
+        n_devices: CUDA devices that one process may use.
+        speed: Makes the plan estimate hours; each device is taken to be one of these.
 
     Returns:
         The plan.
@@ -54,11 +67,8 @@ def plan(
             (how wide it is only the loaded model says), or a buffer that cannot hold one batch.
         OSError: A path names no config.
     """
-    if vram_bytes < 1 or not 0 <= dead_fraction <= 1:
-        raise ValueError(
-            "plan: vram_bytes must be positive and dead_fraction in [0, 1], "
-            f"got {vram_bytes} and {dead_fraction}."
-        )
+    layout = ranks or RankLayout()
+    _check_numbers(vram_bytes=vram_bytes, dead_fraction=dead_fraction, layout=layout, n_devices=n_devices)
     _check_hook(config.hook_name)
     wanted = config.models()
     found = dict(model_configs or {})
@@ -67,37 +77,65 @@ def plan(
             found[name] = find_config(model.path, revision=model.revision)
     models = {name: _model_bytes(config, name, found[name]) for name in wanted}
     widths = [model.d_model for model in models.values()]
-    training = training_bytes(config, widths=widths)
-    workspace = _workspace(config, found, path=training.path, dead_fraction=dead_fraction)
+    part = rank_config(config, layout)
+    whole, training = training_bytes(config, widths=widths), training_bytes(part, widths=widths)
+    workspace = _workspace(config, found, part=part, path=training.path, dead_fraction=dead_fraction)
+    if layout.n_ranks > 1:  # measuring takes the whole crosscoder, brought together beside the rank's part
+        workspace = dataclasses.replace(workspace, measuring=workspace.measuring + whole.parameters)
+    itemsize = config.system.torch_dtype.itemsize
     shown = Plan(
         vram_bytes=vram_bytes,
         reserve_bytes=reserve_bytes,
-        device=_device_name(config.device),
+        device=device_name(config.device),
         n_latents=config.n_latents,
         models=models,
         training=training,
-        buffer_bytes=buffer_bytes(config.data, width=sum(widths)),
+        buffer_bytes=buffer_bytes(config.data, width=sum(widths), itemsize=itemsize),
         workspace=workspace,
         placements=(),
+        data=data_bytes(
+            config,
+            width=sum(widths),
+            training=whole,
+            window_batches=_window_batches(config.data, width=sum(widths), itemsize=itemsize),
+        ),
+        ranks=layout,
+        time=speed
+        and estimate_time(
+            config,
+            found,
+            held={name: model.truncated for name, model in models.items()},
+            path=training.path,
+            speed=speed,
+            layout=layout,
+        ),
     )
-    return dataclasses.replace(shown, placements=_placements(shown))
+    judged = placements(shown, overlap=config.system.overlap, n_devices=n_devices)
+    return dataclasses.replace(shown, placements=judged)
 
 
 @typed
-def buffer_bytes(data: DataConfig, *, width: int) -> int:
+def buffer_bytes(data: DataConfig, *, width: int, itemsize: int = 2) -> int:
     """Most that the activation buffer holds: its window and permutation, and the rows carried over.
 
-    Rows are kept in bfloat16. The window is a whole number of batches within `data.buffer_bytes`, and no
+    The window is a whole number of batches within `data.buffer_bytes`, and no
     larger than `data.n_tokens` ask for.
 
     Args:
         data: Limits.
         width: Columns over all sources.
+        itemsize: Bytes of one number; rows are kept in bfloat16 unless `system.rows_dtype` says otherwise.
 
     Raises:
         ValueError: The limit does not hold one batch.
     """
-    row = width * 2
+    carried = data.sequences_per_harvest * data.sequence_length * width * itemsize
+    n_batches = _window_batches(data, width=width, itemsize=itemsize)
+    return carried + n_batches * data.batch_tokens * (width * itemsize + 8)
+
+
+def _window_batches(data: DataConfig, *, width: int, itemsize: int) -> int:
+    row = width * itemsize
     carried = data.sequences_per_harvest * data.sequence_length * row
     per_batch = data.batch_tokens * (row + 8)
     n_batches = (data.buffer_bytes - carried) // per_batch
@@ -106,9 +144,22 @@ def buffer_bytes(data: DataConfig, *, width: int) -> int:
             f"plan: data.buffer_bytes={data.buffer_bytes} is too small; one batch and the rows carried over "
             f"from one harvest need {carried + per_batch} bytes. Raise it, or lower sequences_per_harvest."
         )
-    if data.n_tokens is not None:
-        n_batches = min(n_batches, max(1, -(-data.n_tokens // data.batch_tokens)))
-    return carried + n_batches * per_batch
+    if data.n_tokens is None:
+        return n_batches
+    return min(n_batches, max(1, -(-data.n_tokens // data.batch_tokens)))
+
+
+def _check_numbers(*, vram_bytes: int, dead_fraction: float, layout: RankLayout, n_devices: int) -> None:
+    if vram_bytes < 1 or not 0 <= dead_fraction <= 1:
+        raise ValueError(
+            "plan: vram_bytes must be positive and dead_fraction in [0, 1], "
+            f"got {vram_bytes} and {dead_fraction}."
+        )
+    if n_devices < 1 or (n_devices > 1 and layout.n_ranks > 1):
+        raise ValueError(
+            "plan: n_devices must be at least 1, and 1 with several ranks, of which each has one device; "
+            f"got {n_devices} devices and {layout.n_ranks} ranks."
+        )
 
 
 def _check_hook(hook_name: str) -> None:
@@ -125,7 +176,7 @@ def _model_bytes(config: RunConfig, name: str, found: Any) -> ModelBytes:
     return ModelBytes(
         path=model.path,
         dtype=model.dtype,
-        device=_device_name(model.device or config.device),
+        device=device_name(model.device or config.device),
         d_model=int(text.hidden_size),
         n_layers=int(text.num_hidden_layers),
         whole=tensor_bytes(found, up_to=None, dtype=model.torch_dtype),
@@ -134,13 +185,9 @@ def _model_bytes(config: RunConfig, name: str, found: Any) -> ModelBytes:
     )
 
 
-def _device_name(device: str) -> str:
-    """One name for one device: "cuda" is "cuda:0"."""
-    named = check_device_name(device, where="plan")
-    return "cuda:0" if str(named) == "cuda" else str(named)
-
-
-def _workspace(config: RunConfig, found: Mapping[str, Any], *, path: str, dead_fraction: float) -> Workspace:
+def _workspace(
+    config: RunConfig, found: Mapping[str, Any], *, part: RunConfig, path: str, dead_fraction: float
+) -> Workspace:
     n_tokens = tokens_per_harvest(config)
     sizes = {name: model.torch_dtype.itemsize for name, model in config.models().items()}
     widths = {name: int(found[name].get_text_config(decoder=True).hidden_size) for name in sizes}
@@ -155,38 +202,7 @@ def _workspace(config: RunConfig, found: Mapping[str, Any], *, path: str, dead_f
         reading=reading,
         # The rows of all sources in float32 beside what was captured, then beside the rows that are kept.
         assembling=n_tokens * width * 4 + max(captured, n_tokens * width * 4),
-        training=step_bytes(config, path=path, width=width, dead_fraction=dead_fraction),
+        training=step_bytes(part, path=path, width=width, dead_fraction=dead_fraction),
         measuring=measuring_bytes(config, width=width),
         splicing={name: splicing_bytes(config, found[name]) for name in spliced},
     )
-
-
-def _placements(found: Plan) -> tuple[Placement, ...]:
-    truncated = [
-        _placement(found, "both truncated", size="truncated", is_offloaded=False),
-        _placement(found, "one after the other", size="truncated", is_offloaded=True),
-    ]
-    if found.workspace.splicing:
-        return (_placement(found, "both whole, spliced", size="whole", is_offloaded=False), *truncated)
-    # Nothing asks for whole models then: a run reads them truncated.
-    return (*truncated, _placement(found, "both whole", size="whole", is_offloaded=False))
-
-
-def _placement(found: Plan, name: str, *, size: str, is_offloaded: bool) -> Placement:
-    workspace = found.workspace
-    stays: dict[str, int] = {HOST: found.buffer_bytes}
-    stays[found.device] = stays.get(found.device, 0) + found.training.total
-    moments = {found.device: max(workspace.assembling, workspace.training, workspace.measuring)}
-    for source, model in found.models.items():
-        weights = getattr(model, size)
-        is_moved = is_offloaded or model.is_offloaded
-        home = HOST if is_moved else model.device
-        stays[home] = stays.get(home, 0) + weights
-        moment = max(workspace.reading[source], workspace.splicing.get(source, 0) if size == "whole" else 0)
-        moment += weights if is_moved and model.device != HOST else 0
-        moments[model.device] = max(moments.get(model.device, 0), moment)
-    needs = {at: stays.get(at, 0) + moments.get(at, 0) for at in sorted(stays.keys() | moments.keys())}
-    judged = [at for at in needs if at != HOST] or [HOST]
-    kept_free = 0 if judged == [HOST] else found.reserve_bytes
-    headroom = min(found.vram_bytes - kept_free - needs[at] for at in judged)
-    return Placement(name=name, needs=needs, fits=headroom >= 0, headroom=headroom)

@@ -4,15 +4,26 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from crosscoders.pipeline.planning.data import DataBytes
+from crosscoders.pipeline.planning.ranks import RankLayout
+from crosscoders.pipeline.planning.text import data_lines, rank_lines, time_lines
+from crosscoders.pipeline.planning.time import TimeEstimate
+from crosscoders.pipeline.planning.training_bytes import TrainingBytes
+from crosscoders.pipeline.planning.workspace import Workspace
 from crosscoders.pipeline.sizes import shown_bytes
-from crosscoders.pipeline.training_bytes import TrainingBytes
-from crosscoders.pipeline.workspace import Workspace
 from crosscoders.report.tables import aligned
 
 HOST = "cpu"
 _HINTS = {  # how a configuration asks for a placement
     "both whole, spliced": "",
     "both truncated": " (data.splice_tokens = 0)",
+    "models on a second device": (
+        ' (data.splice_tokens = 0, device = "cuda:1" for both models, and system.overlap = "process")'
+    ),
+    "a device for each model": (
+        ' (data.splice_tokens = 0, device = "cuda:1" and "cuda:2" for the models, and '
+        'system.overlap = "process")'
+    ),
     "one after the other": " (data.splice_tokens = 0, and offload = true for both models)",
     "both whole": "",
 }
@@ -48,7 +59,8 @@ class Placement:
     """One way to place the models.
 
     Args:
-        name: "both whole", "both truncated" or "one after the other".
+        name: "both whole", "both truncated", "one after the other"; where there are more devices also "models
+            on a second device" and "a device for each model".
         needs: Peak bytes by device, the workspace estimated; "cpu" is the machine's own memory.
         fits: Whether no device needs more than it has.
         headroom: Bytes left on the fullest device, less what is kept free; negative where they are missing.
@@ -62,7 +74,9 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `plan` found. Everything but `workspace` and what contains it is exact.
+    """What `plan` found. Everything but `workspace`, what contains it, and `time` is exact.
+
+    With several ranks `training`, `workspace` and `placements` are those of one rank, the fullest.
 
     Args:
         vram_bytes: What each device has.
@@ -74,6 +88,9 @@ class Plan:
         buffer_bytes: The activation buffer, in CPU memory: window, permutation and carried rows at most.
         workspace: Estimates of what is needed for a moment.
         placements: The ways to place the models, the one that serves the run best first.
+        data: Disk, and CPU memory beside the buffer.
+        ranks: How the run is split over processes.
+        time: Hours, estimated; None without a device's speed, or where the text says how long the run is.
     """
 
     vram_bytes: int
@@ -85,6 +102,9 @@ class Plan:
     buffer_bytes: int
     workspace: Workspace
     placements: tuple[Placement, ...]
+    data: DataBytes
+    ranks: RankLayout
+    time: TimeEstimate | None = None
 
     @property
     def best(self) -> Placement | None:
@@ -96,11 +116,17 @@ class Plan:
         return dataclasses.asdict(self)
 
     def summary(self) -> str:
-        """The plan as text: models, crosscoder, workspace, and what fits."""
-        return "\n\n".join(
-            "\n".join(lines)
-            for lines in (_model_lines(self), _training_lines(self), _workspace_lines(self), _verdict(self))
-        )
+        """The plan as text: ranks, models, crosscoder, disk, workspace, hours, and what fits."""
+        parts = [
+            rank_lines(self.ranks),
+            _model_lines(self),
+            _training_lines(self),
+            data_lines(self.data),
+            _workspace_lines(self),
+            [] if self.time is None else time_lines(self.time, row=self.data.row),
+            _verdict(self),
+        ]
+        return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def _model_lines(found: Plan) -> list[str]:
