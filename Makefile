@@ -18,6 +18,8 @@ INSTALLED_BROWSER := $(VENV)/.installed-browser
 INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_DEV := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest -q
+# Two processes, each with one thread; the tests of one file share what is expensive to make.
+SPREAD := -n 2 --dist loadfile
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 PEERS := llamascopium eai-sparsify sae-lens dictionary-learning
@@ -33,12 +35,13 @@ reproduce: $(INSTALLED)
 	$(BIN)/crosscoders reproduce --pair tiny-reasoner
 
 test: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) $(SPREAD)
 
 # GPU tests skip themselves nowhere: they are asked for by name, `pytest -m gpu`, on a machine that has one.
 # The browser itself is the system's: chromium, chromium-browser or google-chrome on the PATH.
 test-all: test $(INSTALLED_BROWSER)
-	$(PYTEST) -m "(slow or browser) and not gpu"
+	$(PYTEST) $(SPREAD) -m "slow and not browser and not gpu"
+	$(PYTEST) -m "browser and not gpu"
 
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -q -o addopts=--import-mode=importlib \

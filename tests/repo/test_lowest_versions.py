@@ -16,7 +16,7 @@ def lower_bounds() -> dict[str, tuple[int, ...]]:
     """What each direct dependency, and each tool that the quick tests need, must at least be."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = list(project["dependencies"])
-    wanted += [r for r in project["optional-dependencies"]["test"] if r.startswith(("pytest", "hypothesis"))]
+    wanted += [r for r in project["optional-dependencies"]["test"] if r.startswith(("pytest>", "hypothesis"))]
     found = {}
     for requirement in wanted:
         match = re.match(r"([a-z0-9-]+)(\[[a-z,]+\])?>=([0-9.]+)", requirement)
