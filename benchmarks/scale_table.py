@@ -57,9 +57,9 @@ class Hardware:
 
 
 PAIRS = {
-    "1.5B": "configs/r1_distill_qwen_1_5b.toml",
-    "7B": "configs/r1_distill_qwen_7b.toml",
-    "14B": "configs/r1_distill_qwen_14b.toml",
+    "1.5B": "configs/paper/r1_distill_qwen_1_5b.toml",
+    "7B": "configs/paper/r1_distill_qwen_7b.toml",
+    "14B": "configs/paper/r1_distill_qwen_14b.toml",
 }
 MACHINES = (
     Hardware(name="1 RTX 4090", gpu="rtx4090"),

@@ -41,7 +41,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         OSError: Whatever `write`, fsync or rename raises; the temporary file is removed first.
     """
     path = Path(path)
-    temporary = _temporary_sibling(path)
+    temporary = temporary_sibling(path)
     try:
         write(temporary)
         _fsync(temporary)
@@ -184,7 +184,7 @@ def atomic_directory(path: Path, *, marker: str = "config.json") -> Iterator[Pat
     path = Path(path)
     check_replaceable(path, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(path)
+    temporary = temporary_sibling(path)
     try:
         temporary.mkdir()
         yield temporary
@@ -347,7 +347,8 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporary_sibling(path: Path) -> Path:
+def temporary_sibling(path: Path) -> Path:
+    """A new name beside `path` that `is_temporary` knows, so that what a kill leaves there can be removed."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
@@ -389,7 +390,7 @@ def _swap_into_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.rename(temporary, path)
         return
-    aside = _temporary_sibling(path)
+    aside = temporary_sibling(path)
     os.rename(path, aside)
     try:
         os.rename(temporary, path)

@@ -1,4 +1,8 @@
-"""The command line: `crosscoders demo`, `run`, `verify`, `report`, `plan`, `convert`, the experiments."""
+"""The command line: `crosscoders COMMAND`.
+
+A pair: `demo`, `run`, `sweep`; before and beside a run: `doctor`, `plan`, `store`; what a run found:
+`verify`, `report`, `inspect`, `experiment`, `reproduce`; other libraries' files: `convert`.
+"""
 
 import argparse
 import dataclasses
@@ -21,7 +25,7 @@ from crosscoders.experiments.plans import bundled_plan, options_from_toml, plan_
 from crosscoders.experiments.reproduce import reproduce
 from crosscoders.hub.convert import add_convert_arguments, convert_command
 from crosscoders.parallel.failure import one_clear_message
-from crosscoders.parallel.launch import from_torchrun, is_main, leave, n_ranks
+from crosscoders.parallel.launch import from_torchrun, is_main, n_ranks
 from crosscoders.pipeline.arguments import add_preempt_argument
 from crosscoders.pipeline.config_file import config_of, toml_values
 from crosscoders.pipeline.demo import demo
@@ -37,6 +41,8 @@ from crosscoders.pipeline.verify import VerifyOptions, verify
 from crosscoders.report.inspection import inspect_text
 from crosscoders.training.preemption import Preempted, Preemption
 
+_RESUME_RANKS = "Go on with the same command and --resume."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends with its message and exit code 2."""
@@ -44,25 +50,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = _parser().parse_args(argv)
     try:
-        with warnings.catch_warnings(), _preemption(arguments), _clear_message():
+        with warnings.catch_warnings(), _preemption(arguments), _clear_message(arguments):
             warnings.showwarning = _show_warning
             _check_ranks(arguments)
             return arguments.command(arguments)
     except Preempted as preempted:
-        again = ["crosscoders", *(sys.argv[1:] if argv is None else argv)]
-        again += ["--resume"] if getattr(arguments, "resume", None) is False else []
-        print(f"crosscoders: {preempted} Go on with: {shlex.join(again)}", file=sys.stderr)
+        if is_main():
+            print(f"crosscoders: {preempted} {_go_on(arguments, argv)}", file=sys.stderr)
         return preempted.exit_code
     except (ValueError, OSError, ImportError, CrosscodersError, torch.OutOfMemoryError) as err:
         print(f"crosscoders: {err}", file=sys.stderr)
         return 2
 
 
-def _clear_message() -> AbstractContextManager[None]:
+def _go_on(arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:
+    """How to go on with a command that was asked to end."""
+    if n_ranks() > 1:
+        return _RESUME_RANKS
+    again = ["crosscoders", *(sys.argv[1:] if argv is None else argv)]
+    again += ["--resume"] if getattr(arguments, "resume", None) is False else []
+    return f"Go on with: {shlex.join(again)}"
+
+
+def _clear_message(arguments: argparse.Namespace) -> AbstractContextManager[None]:
     """On several ranks one of them says why the run fails."""
     return one_clear_message(
         lambda text: print(f"crosscoders: {text}", file=sys.stderr, flush=True),
-        resume="Go on with the same command and --resume.",
+        resume=_RESUME_RANKS if arguments.command is _run else "",
         passes=(Preempted,),
     )
 
@@ -93,11 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shown = commands.add_parser("demo", help="the main job on the bundled pair of models")
+    shown = commands.add_parser("demo", help="the whole job on the bundled pair: train, verify, report")
     shown.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
     shown.add_argument("--seed", type=int, default=0, help="seed of the crosscoder (default: %(default)s)")
     shown.set_defaults(command=_demo)
-    runner = commands.add_parser("run", help="the main job on your own pair and text")
+    runner = commands.add_parser("run", help="train on your own pair and text; also under torchrun")
     runner.add_argument("config", nargs="?", type=Path, help="TOML file; see docs/run.md")
     runner.add_argument("--preset", choices=sorted(PRESETS), help="recipe to start from (default: none)")
     runner.add_argument("--base", help="folder or Hub id of the first model")
@@ -107,25 +121,25 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--n-latents", type=int, help="dictionary size")
     runner.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
     runner.add_argument("--n-tokens", type=int, help="tokens of the text to train on")
-    runner.add_argument("--seed", type=int, help="seed")
+    runner.add_argument("--seed", type=int, help="seed of everything random")
     runner.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an interrupted run in the folder, if there is one",
+        help="go on with the interrupted run in the folder; begin where there is none",
     )
     add_preempt_argument(runner)
     runner.add_argument("--warm-start", type=Path, help="folder of a saved crosscoder to begin with")
     runner.set_defaults(command=_run)
-    planner = commands.add_parser("plan", help="what a run will hold, on disk too, what fits, and hours")
+    planner = commands.add_parser("plan", help="what a run takes: memory, disk, hours; which placement fits")
     add_plan_arguments(planner)
     planner.set_defaults(command=_plan)
-    sweeper = commands.add_parser("sweep", help="many crosscoders on one harvest, and which of them is best")
+    sweeper = commands.add_parser("sweep", help="many crosscoders on one harvest, as a table and a figure")
     add_sweep_arguments(sweeper)
     sweeper.set_defaults(command=_sweep)
-    keeper = commands.add_parser("store", help="the activations of a run on disk: fill, verify, show")
+    keeper = commands.add_parser("store", help="activations of a run on disk: fill, verify, show")
     add_store_arguments(keeper)
     keeper.set_defaults(command=_store)
-    physician = commands.add_parser("doctor", help="check this installation and machine")
+    physician = commands.add_parser("doctor", help="check this installation and this machine")
     add_doctor_arguments(physician)
     physician.set_defaults(command=_doctor)
     converter = commands.add_parser("convert", help="another library's crosscoder into an artifact")
@@ -291,7 +305,6 @@ def _run(arguments: argparse.Namespace) -> int:
         print(run(config, resume=arguments.resume, warm_start=arguments.warm_start, mesh=mesh).summary())
     else:
         join_run(config, resume=arguments.resume, warm_start=arguments.warm_start, mesh=mesh)
-    leave()
     return 0
 
 

@@ -1,5 +1,6 @@
 """Reading and editing language models at hooks."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,23 @@ def test_fast_path_equals_hugging_face_hidden_states(
         assert torch.equal(captured[f"blocks.{layer}.hook_resid_pre"], hidden[layer])
     for layer in range(2):  # the last entry of hidden_states has passed the final norm
         assert torch.equal(captured[f"blocks.{layer}.hook_resid_post"], hidden[layer + 1])
+
+
+def test_two_threads_on_one_model_do_not_mix(hf_model: Qwen2ForCausalLM) -> None:
+    model, tokens = load_model(hf_model, name="toy"), random_tokens(2, 5)
+    hook = residual_hook_names(3)[2]
+    expected = model.capture(tokens, [hook])[hook]
+
+    def edited() -> None:
+        for _ in range(60):
+            with model.edit(residual_hook_names(3)[0], lambda x: x + 1.0):
+                model.capture(tokens, [hook])
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(edited)
+        found = [model.capture(tokens, [hook])[hook] for _ in range(120)]
+        other.result()
+    assert all(torch.equal(each, expected) for each in found)
 
 
 def test_other_hooks_run_through_the_bridge(model: LanguageModel) -> None:

@@ -172,6 +172,17 @@ def test_waits_say_who_waited() -> None:
     assert waits.trainer_seconds + waits.harvest_seconds < 1.2 * waits.elapsed_seconds
 
 
+def test_a_trainer_that_begins_late_makes_no_wait_longer_than_the_run() -> None:
+    prefetched = PrefetchedBatches(make_buffer, n_batches=2)
+    iter(prefetched)  # as `Trainer.fit` does, before it starts its loggers and compiles its kernels
+    assert str(prefetched.waits) == "waiting: not begun"
+    time.sleep(0.1)
+    for _ in zip(range(4), prefetched):
+        pass
+    prefetched.close()
+    assert 0.5 < prefetched.waits.harvest_fraction <= 1
+
+
 def test_waits_read_as_shares_of_the_time() -> None:
     assert str(Waits()) == "waiting: not begun"
     waits = Waits(trainer_seconds=1.2, harvest_seconds=4.0, elapsed_seconds=10.0)

@@ -67,6 +67,20 @@ def test_damage_names_the_file_and_what_mends_it(tmp_path: Path) -> None:
         assert buffer.tokens_served <= 32  # windows before it
 
 
+def test_a_shard_that_stays_open_is_checked_again_in_every_epoch(tmp_path: Path) -> None:
+    filled_store(tmp_path, toy_batches()[:4])  # two shards
+    for buffer in (
+        buffer_from(ActivationStore(tmp_path), epochs=2),
+        toy_buffer(toy_batches()[:4], store=ActivationStore(tmp_path), epochs=2),
+    ):
+        while buffer.unique_tokens_served < 84:
+            next(buffer)
+        content = flipped(tmp_path, FILES[2], bit=9000)
+        with pytest.raises(CheckpointError, match=r"shard-00001.safetensors: expected SHA-256"):
+            list(buffer)
+        (tmp_path / FILES[2]).write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink])
 def test_verify_lists_every_fault_and_fill_mends_them(
     damage: Callable[[Path], object], tmp_path: Path

@@ -88,9 +88,11 @@ def toy_run(
     if not calibrate:  # which needs a token that fires
         trainer._ring.capacity = 0
     trainer.callbacks = (log,)
+    batches = toy_batches(n_steps, short=short, scale=scale)
     if watch:
-        trainer.crosscoder.activation.register_forward_hook(_watcher(fired, trainer))
-    trainer.fit(toy_batches(n_steps, short=short, scale=scale))
+        watcher = _watcher(fired, trainer, n_rows=[len(batch) for batch in batches])
+        trainer.crosscoder.activation.register_forward_hook(watcher)
+    trainer.fit(batches)
     rows = trainer.ranks.latents.part(N_LATENTS)
     silence = torch.zeros(N_LATENTS, dtype=torch.int64)
     silence[rows] = trainer.tokens_since_fired
@@ -142,15 +144,14 @@ class Log(Callback):
         self.reports.append({**numbers, "tokens": report.tokens_seen, "n": report.n_tokens})
 
 
-def _watcher(fired: list[Tensor], trainer: Trainer) -> Any:
+def _watcher(fired: list[Tensor], trainer: Trainer, *, n_rows: list[int]) -> Any:
     def watch(module: nn.Module, args: Any, latents: Tensor | SparseLatents) -> None:
         if not module.training:
             return
         dense = (latents.to_dense() if isinstance(latents, SparseLatents) else latents).detach() != 0
-        ranks, n_rows = trainer.ranks, len(dense)
-        total = ranks.data.count(n_rows, device=dense.device)
+        ranks = trainer.ranks
         row, latent = dense.nonzero().unbind(1)
-        row = row + ranks.data.part(total).start
+        row = row + ranks.data.part(n_rows[len(fired)]).start
         fired.append(row * N_LATENTS + latent + ranks.latents.part(N_LATENTS).start)
 
     return watch
@@ -287,7 +288,8 @@ class StopAtFour(Callback):
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         """Ask."""
-        if report.step == 4 and all(axis.rank == axis.size - 1 for axis in vars(trainer.ranks).values()):
+        axes = trainer.ranks.data, trainer.ranks.latents
+        if report.step == 4 and all(axis.rank == axis.size - 1 for axis in axes):
             trainer.request_stop("the last rank has seen enough")
 
 

@@ -76,7 +76,11 @@ def test_what_does_not_fit_the_processes_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="latent_shards=3 does not divide 4 processes"):
         from_torchrun(latent_shards=3)
     with pytest.raises(ValueError, match="has no CUDA device of its own"):
-        _take_device(torch.cuda.device_count())
+        _take_device("2", n_devices=2)
+    with pytest.raises(ValueError, match=r"LOCAL_RANK=\$SLURM_LOCALID"):
+        _take_device(None, n_devices=2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert from_torchrun() is None
 
 
 @pytest.mark.slow

@@ -29,16 +29,17 @@ def cases() -> list[tuple[Tensor, int]]:
     return found
 
 
-def selected(shape: tuple[int, int], data: list[tuple[Tensor, int]]) -> list[tuple[Tensor, Tensor]]:
-    """This rank's block of both masks, where each stands in a matrix of zeros."""
+def selected(shape: tuple[int, int], data: list[tuple[Tensor, int]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """This rank's block of both masks, each where it stands in a matrix of zeros; the smallest score kept."""
     ranks = ranks_of(init_device_mesh("cpu", shape, mesh_dim_names=("data", "latents")))
     masks = []
     for scores, k in data:
         rows, columns = ranks.data.part(scores.shape[0]), ranks.latents.part(scores.shape[1])
         block = scores[rows, columns]
         of_rows = row_topk_across(block, k, axis=ranks.latents)
-        of_batch = batch_topk_across(block, k, ranks=ranks)
-        masks.append((_placed(scores, rows, columns, of_rows), _placed(scores, rows, columns, of_batch)))
+        of_batch, smallest = batch_topk_across(block, k, ranks=ranks)
+        placed = [_placed(scores, rows, columns, flat) for flat in (of_rows, of_batch)]
+        masks.append((*placed, smallest))
     return masks
 
 
@@ -57,3 +58,6 @@ def test_selections_across_ranks_are_those_of_one_process(n: int, shape: Any) ->
         of_rows, of_batch = (sum(block[i] for block in blocks) for i in (0, 1))
         assert torch.equal(of_rows, row_topk_mask(scores, k).long()), (scores, k)
         assert torch.equal(of_batch, batch_topk_mask(scores, k).long()), (scores, k)
+        kept = scores[batch_topk_mask(scores, k)]
+        smallest = kept.min() if kept.numel() else scores.new_tensor(torch.inf)
+        assert all(torch.equal(block[2], smallest) for block in blocks), (scores, k)

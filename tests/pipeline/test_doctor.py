@@ -194,6 +194,6 @@ def test_the_command_prints_a_line_per_check_and_exits_with_1_on_a_fault(tmp_pat
     (tmp_path / "file").write_text("")
     text, code = doctor_command(parser.parse_args(["--out", str(tmp_path / "file" / "x")]))
     assert code == 1
-    assert "1 faults" in text
+    assert "1 fault, " in text
     with pytest.raises(ValueError, match="level must be one of"):
         doctor(tmp_path).count("bad")

@@ -224,7 +224,7 @@ def test_background_harvest_saves_time_only_on_a_device_of_its_own() -> None:
 def test_background_harvest_needs_its_memory_beside_a_step() -> None:
     config = sized(run_config(**GPU), splice_tokens=0)
     turns = planned(config)
-    both = planned(with_system(config, overlap="process", prefetch_batches=3))
+    both = planned(with_system(config, overlap="thread", prefetch_batches=3))
     extra = both.placements[0].needs["cuda:0"] - turns.placements[0].needs["cuda:0"]
     workspace = turns.workspace
     reading = max(workspace.assembling, *workspace.reading.values())
@@ -235,8 +235,22 @@ def test_background_harvest_needs_its_memory_beside_a_step() -> None:
     window = planned(with_system(config, overlap="thread")).data.in_flight  # one window, if none is named
     carried = config.data.sequences_per_harvest * config.data.sequence_length * 48 * 2
     assert window + carried + window // 96 * 8 == turns.buffer_bytes
-    kept = turns.placements[0].headroom - both.placements[0].headroom
-    assert kept == extra + turns.reserve_bytes  # a second process, a second context
+    assert turns.placements[0].headroom - both.placements[0].headroom == extra
+
+
+def test_a_process_that_harvests_holds_models_of_its_own() -> None:
+    config = sized(run_config(**GPU), splice_tokens=0)
+    thread, process = (
+        planned(with_system(config, overlap=how), n_devices=2, vram_bytes=10**10)
+        for how in ("thread", "process")
+    )
+    held = sum(model.truncated for model in thread.models.values())
+    for one, two, at in zip(thread.placements, process.placements, ("cuda:1", "cuda:0", "cpu", "cuda:0")):
+        assert two.needs[at] - one.needs[at] == held, one.name
+    shared = [placements[1] for placements in (thread.placements, process.placements)]
+    assert shared[0].headroom - shared[1].headroom == held + thread.reserve_bytes  # and a second context
+    turns = planned(config, n_devices=2)
+    assert turns.placements[0].needs["cuda:1"] == process.placements[0].needs["cuda:1"]  # as its hint asks
 
 
 def test_more_devices_offer_places_for_the_models() -> None:
@@ -247,8 +261,8 @@ def test_more_devices_offer_places_for_the_models() -> None:
     found = planned(config, n_devices=3, vram_bytes=10**10)
     base, distilled = found.models.values()
     reading = found.workspace.reading
-    assert found.placements[1].needs["cuda:1"] == base.truncated + reading["base"]
-    assert found.placements[1].needs["cuda:2"] == distilled.truncated + reading["distilled"]
+    assert found.placements[1].needs["cuda:1"] == 2 * base.truncated + reading["base"]
+    assert found.placements[1].needs["cuda:2"] == 2 * distilled.truncated + reading["distilled"]
     assert found.summary().endswith('and system.overlap = "process").')
 
 
@@ -304,6 +318,19 @@ def test_ranks_that_cannot_be_are_refused(options: dict, message: str) -> None:
         planned(run_config(**GPU), ranks=RankLayout(n_ranks=4), n_devices=2)
 
 
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (RankLayout(n_ranks=4, latent_shards=4), "5 latents leave some of 4 ranks without any"),
+        (RankLayout(n_ranks=1000), "64 tokens of a batch leave some of 1000 ranks without any"),
+    ],
+)
+def test_ranks_without_work_are_refused(layout: RankLayout, message: str) -> None:
+    config = sized(run_config(n_latents=5, activation_fn=BatchTopK(k=2)), batch_tokens=64)
+    with pytest.raises(ValueError, match=message):
+        planned(config, ranks=layout)
+
+
 def test_the_buffer_keeps_rows_in_the_dtype_that_the_run_asks_for() -> None:
     config = sized(run_config(), buffer_bytes=1 << 18)
     found = planned(with_system(config, rows_dtype="float32"))
@@ -345,6 +372,7 @@ def test_the_command_says_hours_ranks_and_disk(tmp_path: Path, capsys: pytest.Ca
         (["--gpu", "h100", "--harvest-rate", "-5"], "harvest_rate must be positive"),
         (["--gpu", "h100", "--ranks", "3", "--latent-shards", "2"], "multiple of the latent shards"),
         (["--gpu", "h100", "--devices", "0"], "n_devices must be at least 1"),
+        (["--gpu", "h100", "--device", "cpu"], "--gpu estimates a run on GPUs"),
     ],
 )
 def test_a_command_that_cannot_be_meant_says_why(

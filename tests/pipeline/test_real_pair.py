@@ -50,7 +50,7 @@ def test_the_papers_configuration_runs_on_a_narrow_pair(
     for name, (config, tokenizer) in MODELS.items():
         write_model(tmp_path / name, config, data_file(tokenizer), data_file=data_file)
     (tmp_path / "ot.jsonl").write_text("\n".join(openthoughts_records(data_file)) + "\n", encoding="utf-8")
-    values = tomllib.loads((ROOT / "examples/pairs/r1-distill-qwen-1.5b.toml").read_text(encoding="utf-8"))
+    values = tomllib.loads((ROOT / "configs/field/r1_distill_qwen_1_5b.toml").read_text(encoding="utf-8"))
     for name in MODELS:
         values[name]["path"] = str(tmp_path / name)
     values["data"] |= {

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from crosscoders._io import is_temporary
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.fit import fit_crosscoder
@@ -61,6 +63,20 @@ def test_modules_in_memory_cannot_go_to_another_process(tmp_path: Path) -> None:
         training_rows(SOURCES, CORPUS, config, seed=0),
     ):
         raise AssertionError("it opened")
+
+
+def test_the_tokens_for_another_process_lie_in_the_run_folder_and_go_with_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = toy_config(out, system=SystemConfig(overlap="process"))
+    killed = out / ".tokens.npy.4711.0123abcd.tmp"  # what a run that got SIGKILL left there
+    out.mkdir()
+    killed.write_bytes(b"ids")
+    with training_rows(SOURCES, CORPUS, config, seed=0):  # nothing is asked for, so no process is started
+        (file,) = out.iterdir()
+        assert file != killed
+        assert is_temporary(file.name)  # as `claim_folder` removes them
+        assert torch.equal(torch.from_numpy(np.load(file)), CORPUS.train)
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from crosscoders.activation_fns import BatchTopK, JumpReLU, TopK
+from crosscoders.cli import main
 from crosscoders.losses import AuxK, Reconstruction
 from crosscoders.pipeline.config import RunConfig, default_objective
 from crosscoders.pipeline.sweep import Sweep
@@ -95,8 +96,8 @@ def test_what_only_an_axis_gives_may_be_left_out_elsewhere(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "axis",
-    ["data.batch_tokens", "base", "hook_name", "device", "system.store", "training.log_every_steps", "lr",
-     "training.learning_rate", "data", "seed.x", "activation_fn.k.x", "objective.auxk", "text", "out"],
+    ["data.batch_tokens", "base", "hook_name", "device", "system.store", "training.log_every_steps",
+     "data", "text", "out"],
 )  # fmt: skip
 def test_an_axis_that_cannot_be_is_refused_with_those_that_can(tmp_path: Path, axis: str) -> None:
     config = toy_config(tmp_path)
@@ -106,6 +107,32 @@ def test_an_axis_that_cannot_be_is_refused_with_those_that_can(tmp_path: Path, a
     assert {"n_latents", "seed", "activation_fn.k", "objective.auxk.weight", "training.lr"} <= set(
         allowed_axes(config)
     )
+
+
+@pytest.mark.parametrize(
+    ("axis", "nearest"),
+    [
+        ("lr", ""),
+        ("training.learning_rate", ""),
+        ("training.lrr", ", the nearest is 'training.lr'"),
+        ("seed.x", ""),
+        ("activation_fn.k.x", ", the nearest is 'activation_fn.k'"),
+        ("objective.auxk", ", the nearest is 'objective.auxk.k_aux'"),
+    ],
+)
+def test_an_axis_that_is_no_setting_is_told_from_one_that_is_fixed(
+    tmp_path: Path, axis: str, nearest: str
+) -> None:
+    with pytest.raises(ValueError, match=f"cannot be an axis: there is no such setting{nearest}"):
+        Sweep(toy_config(tmp_path), {axis: [1, 2]})
+
+
+@pytest.mark.parametrize("command", [["run"], ["plan", "--vram", "8GB"]])
+def test_the_file_of_a_sweep_is_told_from_that_of_a_run(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, str(ROOT / "examples/sweep.toml")]) == 2
+    assert "has a table [sweep], which `crosscoders sweep` reads" in capsys.readouterr().err
 
 
 def test_every_allowed_axis_is_one(tmp_path: Path) -> None:

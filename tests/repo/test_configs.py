@@ -9,7 +9,7 @@ import pytest
 from benchmarks import scale_table
 from benchmarks.scale_table import MACHINES, PAIRS, SHAPES, model_config, row
 
-from crosscoders.activation_fns import ReLU
+from crosscoders.activation_fns import BatchTopK, ReLU
 from crosscoders.losses import DecoderNormL1, Reconstruction
 from crosscoders.models.configs import find_config
 from crosscoders.pipeline.config import RunConfig
@@ -18,7 +18,7 @@ from crosscoders.pipeline.planning.speed import Speed
 from tests.models.derived_configs import DERIVED, derived_config
 from tests.repo.source_tree import ROOT
 
-FOLDER = ROOT / "configs"
+FOLDER = ROOT / "configs" / "paper"
 NAMES = ["r1_distill_qwen_14b", "r1_distill_qwen_1_5b", "r1_distill_qwen_7b"]
 # 4096 tokens of both models up to half depth, 2 operations per parameter, at 400 TFLOP/s; attention left out.
 HARVEST_MS = {"1.5B": 26.8, "7B": 134, "14B": 268}
@@ -36,6 +36,18 @@ def shape_of(data_file, name: str) -> dict:
 def test_there_is_one_configuration_for_each_pair() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*")) == NAMES
     assert {Path(path).stem for path in PAIRS.values()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_recipes_are_of_the_same_pair(name: str) -> None:
+    paper, field = (RunConfig.from_toml(ROOT / f"configs/{kind}/{name}.toml") for kind in ("paper", "field"))
+    for one, other in zip(paper.models().values(), field.models().values(), strict=True):
+        assert (one.path, one.dtype) == (other.path, other.dtype)
+    assert isinstance(field.activation_fn, BatchTopK)
+    assert paper.out != field.out
+    for kind in ("paper", "field"):
+        text = (ROOT / f"configs/{kind}/{name}.toml").read_text(encoding="utf-8")
+        assert f"crosscoders run configs/{kind}/{name}.toml" in text
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,6 +32,9 @@ def test_groups_the_front_and_plain_numbers_are_said(tmp_path: Path) -> None:
     assert len(said["k=16"]) == len(said["k=100"]) == 2  # on the front, in both panels
     assert "k=17" not in said
     assert {"20", "50", "100"} <= set(said)
+    low = [dataclasses.replace(point, l0=point.l0 / 12) for point in POINTS]
+    pareto_figure({"source base": low}, tmp_path / "b.png")
+    assert {"2", "3", "4", "6", "8"} <= set(texts(tmp_path / "b.png"))
 
 
 def test_equal_figures_give_equal_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -178,6 +180,25 @@ def test_a_forked_child_dies_of_it_as_ever() -> None:
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
     assert not preemption.is_requested
+
+
+LATE = """
+import atexit, importlib.util, os, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # the first is called last
+spec = importlib.util.spec_from_file_location("preemption", sys.argv[1])
+preemption = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(preemption)
+with preemption.Preemption():
+    pass
+if len(sys.argv) > 2:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(("more", "code"), [([], 0), (["behind the block"], -signal.SIGTERM)])
+def test_a_program_that_has_done_everything_is_not_killed_while_it_ends(more: list[str], code: int) -> None:
+    file = sys.modules[Preemption.__module__].__file__ or ""
+    assert subprocess.run([sys.executable, "-c", LATE, file, *more], check=False).returncode == code
 
 
 def test_misuse_is_refused() -> None:

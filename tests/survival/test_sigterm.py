@@ -96,7 +96,7 @@ def test_from_the_first_line_on_the_command_itself_ends_in_time(
     process = subprocess.Popen(
         [sys.executable, "-m", "crosscoders.cli", "run", str(config), "--preempt-exit-code", "42"],
         stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
     first = process.stderr.readline()

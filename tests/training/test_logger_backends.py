@@ -168,6 +168,25 @@ def test_wandb_keeps_the_run_in_its_folder_without_network_and_key(
     assert "evaluate/error" in rows[-1]
 
 
+@pytest.mark.slow
+def test_members_of_a_sweep_log_side_by_side_to_runs_of_their_own(tmp_path: Path, offline: list[Any]) -> None:
+    require("wandb")
+    loggers = [WandbLogger(tmp_path / str(at)) for at in range(2)]
+    for logger in loggers:
+        logger.start(step=0)
+    for step in (1, 2):
+        for at, logger in enumerate(loggers):
+            logger.write({"loss": float(10 * at + step)}, step=step)
+    for logger in loggers:
+        logger.close()
+    for at in range(2):
+        give_up = time.monotonic() + 20
+        while len(rows := wandb_rows(tmp_path / str(at))) < 2 and time.monotonic() < give_up:
+            time.sleep(0.1)  # another process writes the file
+        assert [float(row["loss"]) for row in rows] == [10.0 * at + 1, 10.0 * at + 2]
+    assert not offline
+
+
 def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
     require("wandb")
     first, second = WandbLogger(tmp_path), WandbLogger(tmp_path)

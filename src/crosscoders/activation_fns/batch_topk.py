@@ -92,8 +92,8 @@ class _BatchTopK(ActivationModule):
     def forward(self, pre_acts: Tensor, selection_scale: Tensor) -> SparseLatents:
         scores = pre_acts.detach() * selection_scale
         if self.training:
-            kept = self._select(scores, self.k)
-            self.track(self._smallest(scores, kept))
+            kept, smallest = self._select(scores, self.k)
+            self.track(smallest)
         else:
             kept = threshold_indices(scores, self._known_threshold().to(scores.dtype))
         return SparseLatents.gather(pre_acts, kept)
@@ -101,7 +101,7 @@ class _BatchTopK(ActivationModule):
     @torch.no_grad()
     def calibration_score(self, pre_acts: Tensor, selection_scale: Tensor) -> Tensor:
         scores = pre_acts * selection_scale
-        smallest = self._smallest(scores, self._select(scores, self.spec.k))
+        _, smallest = self._select(scores, self.spec.k)
         if smallest.isposinf():
             n_tokens = self.ranks.data.count(len(scores), device=scores.device)
             raise ValueError(
@@ -122,16 +122,13 @@ class _BatchTopK(ActivationModule):
         moved = torch.where(self.threshold < 0, smallest, moved)
         self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
 
-    def _select(self, scores: Tensor, k: int) -> Tensor:
-        if self.ranks.are_alone:
-            return batch_topk_indices(scores, k)
-        return batch_topk_across(scores, k, ranks=self.ranks)
-
-    def _smallest(self, scores: Tensor, kept: Tensor) -> Tensor:
-        """Smallest selected score of the whole batch, infinite if there is none."""
+    def _select(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """What this rank keeps, and the smallest score that is kept of the whole batch, infinite if none."""
+        if not self.ranks.are_alone:
+            return batch_topk_across(scores, k, ranks=self.ranks)
+        kept = batch_topk_indices(scores, k)
         selected = scores.flatten()[kept]
-        smallest = selected.min() if kept.numel() else selected.new_tensor(torch.inf)
-        return self.ranks.data.min(self.ranks.latents.min(smallest))
+        return kept, selected.min() if kept.numel() else selected.new_tensor(torch.inf)
 
     def _known_threshold(self) -> Tensor:
         if bool(self.threshold < 0):

@@ -20,18 +20,21 @@ class SplitHarvest:
 
     A buffer over it holds the same rows on every rank, as the trainer needs them, for one part of the work.
     The ranks talk through a group of their own, so that a thread may harvest while the trainer's sums go on.
+    There they talk through the host: two threads that use NCCL at once may wait for each other forever.
 
     Args:
         sources: The same models on every rank.
         mesh: The mesh of the run; all its ranks make this object together.
+        in_thread: Whether another thread trains meanwhile.
     """
 
-    def __init__(self, sources: ModelSources, mesh: DeviceMesh) -> None:
+    def __init__(self, sources: ModelSources, mesh: DeviceMesh, *, in_thread: bool = False) -> None:
         self.models = sources
         members = mesh.mesh.flatten().tolist()
-        group = dist.new_group(members) if len(members) > 1 else None
+        backend = "gloo" if in_thread else None
+        group = dist.new_group(members, backend=backend) if len(members) > 1 else None
         self._axis = Axis(rank=members.index(dist.get_rank()), size=len(members), group=group)
-        self._device = torch.device(mesh.device_type)
+        self._device = torch.device("cpu" if in_thread else mesh.device_type)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -51,7 +54,7 @@ class SplitHarvest:
             tokens: Token ids, the same on every rank.
 
         Returns:
-            float32 activations of all sequences, on the kind of device of the mesh.
+            float32 activations of all sequences, on the device through which the ranks talk.
         """
         own = tokens[self._axis.part(len(tokens))]
         rows = torch.empty(0, tokens.shape[1], width(self.sources), device=self._device)

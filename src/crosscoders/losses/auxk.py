@@ -56,6 +56,7 @@ class AuxK(LossTerm):
             selection_scale=crosscoder.selection_scale()[dead],
             n_latents=crosscoder.n_latents,
             ranks=crosscoder.ranks,
+            n_dead=n_dead,
         )
 
     @typed
@@ -68,6 +69,7 @@ class AuxK(LossTerm):
         selection_scale: Float[Tensor, " latent"],
         n_latents: int,
         ranks: Ranks = ALONE,
+        n_dead: int | None = None,
     ) -> Float[Tensor, ""]:
         """The term from the dead latents alone.
 
@@ -78,11 +80,13 @@ class AuxK(LossTerm):
             selection_scale: Factor of the dead latents in the ranking.
             n_latents: Number of all latents, which bounds the default `k_aux`.
             ranks: Over which rows and latents are spread.
+            n_dead: Number of dead latents over all ranks; None where these are all.
 
         Returns:
             The term before its weight.
         """
         k = self.k_aux or max(1, min(W_dec.shape[1] // 2, n_latents))
+        k = min(k, len(W_dec) if n_dead is None else n_dead)
         explained = _explained(pre_acts, W_dec, selection_scale=selection_scale, k=k, ranks=ranks)
         variance = (residual - _mean_row(residual, axis=ranks.data)).square().sum()
         error = (residual - explained).square().sum()

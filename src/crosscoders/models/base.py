@@ -21,6 +21,7 @@ from crosscoders.models.hooks import (
     has_own_hooks,
     layer_hooks,
     nearest_names,
+    one_thread,
     parse_residual_hook,
     residual_hook_names,
     text_config,
@@ -274,6 +275,7 @@ class LanguageModel:
 
         It acts on every forward of the wrapped model, `generate` with a KV cache included, where `fn` sees
         only the new positions. Several edits at one place act one after the other, in the order entered.
+        Other threads that read the model wait until the block ends.
 
         Args:
             hook_name: A residual-stream hook, or "half".
@@ -294,10 +296,11 @@ class LanguageModel:
             )
         checked = functools.partial(_checked_edit, fn=fn, hook_name=resolved)
         if self.hf_model is not None:
-            with layer_hooks(self._layers, [(resolved, place, checked)]):
+            with one_thread(self.causal_lm), layer_hooks(self._layers, [(resolved, place, checked)]):
                 yield
         else:
-            with self._bridge.hooks(fwd_hooks=[(resolved, lambda activation, hook: checked(activation))]):
+            edits = [(resolved, lambda activation, hook: checked(activation))]
+            with one_thread(self.causal_lm), self._bridge.hooks(fwd_hooks=edits):
                 yield
 
     @contextmanager

@@ -8,6 +8,8 @@ there: later layers, the final norm and the unembedding never run.
 
 import difflib
 import re
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,17 +175,37 @@ def has_own_hooks(layers: Sequence[nn.Module] | nn.ModuleList) -> bool:
 
 
 @contextmanager
+def one_thread(module: nn.Module) -> Iterator[None]:
+    """Keep other threads that ask likewise away from a model for the block.
+
+    Hooks belong to the model, not to a thread: an edit made in one would act on what another reads.
+
+    Args:
+        module: The model; one thread may enter several times.
+    """
+    with _choosing:
+        lock = _locks.setdefault(module, threading.RLock())
+    with lock:
+        yield
+
+
+@contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Switch every submodule to `eval()` for the block, then give each its own flag back.
+    """Switch every submodule to `eval()` for the block, then give each its own flag back; see `one_thread`.
 
     Args:
         module: The model; dropout and the like must not act while activations are read.
     """
-    training = [child for child in module.modules() if child.training]
-    try:
-        for child in training:
-            child.training = False
-        yield
-    finally:
-        for child in training:
-            child.training = True
+    with one_thread(module):
+        training = [child for child in module.modules() if child.training]
+        try:
+            for child in training:
+                child.training = False
+            yield
+        finally:
+            for child in training:
+                child.training = True
+
+
+_choosing = threading.Lock()
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()

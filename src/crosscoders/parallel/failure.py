@@ -89,7 +89,7 @@ def one_clear_message(
 
     Args:
         say: Called with one line, by one rank.
-        resume: A sentence that says how to go on, which ends the line.
+        resume: A sentence that says how to go on, which ends the line; empty where nothing can.
         passes: Exceptions that end a run as they should, such as a preemption; they pass if no rank failed.
         board: Where the ranks meet; None for the store of `torchrun`.
 
@@ -134,7 +134,7 @@ def _tell(
         return
     if is_own:
         _record(err)
-    say(f"{_reason(err, gone, board, is_own=is_own)} The run has ended. {resume}")
+    say(f"{_reason(err, gone, board, is_own=is_own)} The run has ended. {resume}".rstrip())
 
 
 def _reason(err: BaseException, gone: list[str], board: Board, *, is_own: bool) -> str:

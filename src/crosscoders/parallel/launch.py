@@ -1,4 +1,4 @@
-"""Taking one's place in a run that `torchrun` started."""
+"""Taking one's place in a run that `torchrun` started, or what sets the same variables."""
 
 import os
 from typing import Literal
@@ -26,10 +26,11 @@ def from_torchrun(*, latent_shards: int = 1, device: Literal["cpu", "cuda"] = "c
 
     Returns:
         A mesh with the dimensions "data" and "latents" for `Trainer(mesh=...)`; None where `torchrun` did not
-        start this process.
+        start this process, or no other beside it.
 
     Raises:
-        ValueError: `latent_shards` does not divide the number of processes, or this one has no device.
+        ValueError: `latent_shards` does not divide the number of processes, or this one has no device or
+            cannot tell which of several is its own.
     """
     if not all(name in os.environ for name in _SET_BY_TORCHRUN):
         return None
@@ -39,8 +40,10 @@ def from_torchrun(*, latent_shards: int = 1, device: Literal["cpu", "cuda"] = "c
             f"from_torchrun: latent_shards={latent_shards} does not divide {n} processes; choose a "
             "divisor, or another torchrun --nproc-per-node."
         )
+    if n == 1:
+        return None
     if device == "cuda":
-        _take_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_device(os.environ.get("LOCAL_RANK"), n_devices=torch.cuda.device_count())
     if not dist.is_initialized():
         dist.init_process_group(_BACKENDS[device])
     shape = (n // latent_shards, latent_shards)
@@ -66,11 +69,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _take_device(local_rank: int) -> None:
-    n_devices = torch.cuda.device_count()
-    if local_rank >= n_devices:
+def _take_device(local_rank: str | None, *, n_devices: int) -> None:
+    if local_rank is None and n_devices > 1:
         raise ValueError(
-            f"from_torchrun: process {local_rank} of this machine has no CUDA device of its own, there are "
+            f"from_torchrun: LOCAL_RANK is not set and this process sees {n_devices} CUDA devices; set it to "
+            "the process's number on its machine (under Slurm LOCAL_RANK=$SLURM_LOCALID), or use torchrun."
+        )
+    index = int(local_rank or 0)
+    if index >= n_devices:
+        raise ValueError(
+            f"from_torchrun: process {index} of this machine has no CUDA device of its own, there are "
             f"{n_devices}; start torchrun --nproc-per-node={max(n_devices, 1)}, or pass device='cpu'."
         )
-    torch.cuda.set_device(local_rank)
+    torch.cuda.set_device(index)

@@ -1,7 +1,7 @@
 """Who takes part in a run: the ranks over which the rows of a batch, the latents, or both are spread."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -112,12 +112,12 @@ class Axis:
             The tensors with a new first axis, the same on each rank.
         """
         values = values.detach().contiguous()
-        parts = [torch.empty_like(values) for _ in range(self.size)]
         if self.size == 1:
             return values.unsqueeze(0)
+        received = values.new_empty((self.size, *values.shape))
         if values.numel() > 0:  # which is the same on each rank
-            dist.all_gather(parts, values, group=self.group)
-        return torch.stack(parts)
+            dist.all_gather(list(received.unbind()), values, group=self.group)
+        return received
 
     @typed
     def gather_objects(self, value: Any) -> list[Any]:
@@ -148,11 +148,7 @@ class Axis:
         return n if self.size == 1 else int(self.sum(torch.tensor(n, device=device)))
 
     def _reduced(self, values: Tensor, op: Any) -> Tensor:
-        if self.size == 1 or values.numel() == 0:  # which is the same on each rank
-            return values
-        reduced = values.detach().contiguous().clone()
-        dist.all_reduce(reduced, op=op, group=self.group)
-        return reduced
+        return values if self.size == 1 else _reduced(values, op, group=self.group)
 
 
 @final
@@ -171,10 +167,12 @@ class Ranks:
     Args:
         data: Ranks that hold the same latents and have other rows of each batch.
         latents: Ranks that see the same rows and hold other latents.
+        group: Process group of both axes, by which they talk at once; None where they do so in turns.
     """
 
     data: Axis = Axis()
     latents: Axis = Axis()
+    group: Any = field(default=None, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
         return self  # process groups cannot be copied, and a copy takes part in the same ones
@@ -191,6 +189,47 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this process is the first on both axes: the one that writes and reports."""
         return self.data.rank == self.latents.rank == 0
+
+    @typed
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over both axes, without gradient.
+
+        Args:
+            values: One tensor of the same shape on each rank.
+
+        Returns:
+            The sum, the same on each rank.
+        """
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    @typed
+    def min(self, values: Tensor) -> Tensor:
+        """Smallest over both axes, without gradient.
+
+        Args:
+            values: One tensor of the same shape on each rank.
+
+        Returns:
+            The smallest of each entry, the same on each rank.
+        """
+        return self._reduced(values, dist.ReduceOp.MIN)
+
+    @typed
+    def max(self, values: Tensor) -> Tensor:
+        """Largest over both axes, without gradient.
+
+        Args:
+            values: One tensor of the same shape on each rank.
+
+        Returns:
+            The largest of each entry, the same on each rank.
+        """
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: Tensor, op: Any) -> Tensor:
+        if self.group is not None:
+            return _reduced(values, op, group=self.group)
+        return self.data._reduced(self.latents._reduced(values, op), op)
 
     @typed
     def gather_objects(self, value: Any) -> list[Any]:
@@ -274,7 +313,17 @@ def ranks_of(mesh: DeviceMesh | None) -> Ranks:
     axes = {
         name: Axis(rank=place[i], size=mesh.size(i), group=mesh.get_group(i)) for i, name in enumerate(names)
     }
-    return Ranks(**axes)
+    is_grid = all(axis.size > 1 for axis in axes.values()) and len(axes) == len(_DIMS)
+    has_all = mesh.size() == dist.get_world_size()  # or there is no group of just these ranks
+    return Ranks(**axes, group=dist.group.WORLD if is_grid and has_all else None)
+
+
+def _reduced(values: Tensor, op: Any, *, group: Any) -> Tensor:
+    if values.numel() == 0:  # which is the same on each rank
+        return values
+    reduced = values.detach().contiguous().clone()
+    dist.all_reduce(reduced, op=op, group=group)
+    return reduced
 
 
 class _SumOverTokens(torch.autograd.Function):

@@ -13,7 +13,6 @@ from crosscoders._typing import typed
 from crosscoders.parallel.ranks import Axis, Ranks
 
 _BITS_PER_ROUND = 16
-_BINS = 1 << _BITS_PER_ROUND
 
 
 @typed
@@ -22,6 +21,7 @@ def row_topk_across(scores: Float[Tensor, "batch latent"], k: int, *, axis: Axis
 
     Each rank sends the `k` largest scores of its rows. What it leaves out is not larger than what it sends
     and stands behind it, so the k-th largest of all is among what was sent, and so are its ties that count.
+    One gathering of `k` numbers per row and rank.
 
     Args:
         scores: Scores of this rank's latents.
@@ -33,11 +33,10 @@ def row_topk_across(scores: Float[Tensor, "batch latent"], k: int, *, axis: Axis
     """
     scores = scores.detach()
     scores = torch.where(scores > 0, scores, 0.0)  # NaN is not above 0 either
-    n_sent = min(k, int(axis.max(torch.tensor(scores.shape[1], device=scores.device))))
-    own = scores.topk(min(n_sent, scores.shape[1]), dim=1).values
-    received = axis.gather(F.pad(own, (0, n_sent - own.shape[1])))
+    own = scores.topk(min(k, scores.shape[1]), dim=1).values
+    received = axis.gather(F.pad(own, (0, k - own.shape[1])))
     ranked = received.movedim(0, 1).flatten(1)
-    floor = ranked.topk(min(k, ranked.shape[1]), dim=1).values[:, -1:]
+    floor = ranked.topk(k, dim=1).values[:, -1:]
     n_above = (ranked > floor).sum(dim=1)
     n_before = (received[: axis.rank] == floor).sum(dim=(0, 2))
     ties = (scores == floor) & (floor > 0)
@@ -45,11 +44,13 @@ def row_topk_across(scores: Float[Tensor, "batch latent"], k: int, *, axis: Axis
 
 
 @typed
-def batch_topk_across(scores: Float[Tensor, "batch latent"], k: int, *, ranks: Ranks) -> Int[Tensor, " nnz"]:
+def batch_topk_across(
+    scores: Float[Tensor, "batch latent"], k: int, *, ranks: Ranks
+) -> tuple[Int[Tensor, " nnz"], Float[Tensor, ""]]:
     """Entries of this rank among the `k * batch` largest positive scores of the whole batch.
 
     The bits of positive floats are ordered as the floats are. So the smallest score to keep is found 16 bits
-    at a time, from histograms that are summed over the ranks: two rounds for float32, four for float64.
+    at a time, from histograms that are summed over the ranks: two sums for float32, four for float64.
 
     Args:
         scores: Scores of this rank's rows and latents.
@@ -57,16 +58,21 @@ def batch_topk_across(scores: Float[Tensor, "batch latent"], k: int, *, ranks: R
         ranks: Both axes.
 
     Returns:
-        Ascending flat indices into `scores`.
+        Ascending flat indices into `scores`, and the smallest score that any rank keeps: infinite if none.
     """
-    scores = scores.detach()
-    scores = scores if scores.dtype == torch.float64 else scores.float()  # exact for narrower floats
+    dtype, scores = scores.dtype, scores.detach()
+    scores = scores if dtype == torch.float64 else scores.float()  # exact for narrower floats
     floor, n_wanted, n_tied = _smallest_kept(scores, k, ranks=ranks)
+    if n_tied == 0:
+        kept = scores > 0
+        least = scores.masked_fill(~kept, torch.inf).flatten()
+        return _flat(kept), ranks.min(least.min() if least.numel() else least.new_tensor(torch.inf)).to(dtype)
     if n_wanted == n_tied:
-        return _flat((scores >= floor) & (scores > 0))
+        return _flat(scores >= floor), floor.to(dtype)
     ties = scores == floor
     n_before = _ties_before_rows(ties.sum(dim=1), ranks=ranks)
-    return _flat((scores > floor) | _first_of_rows(ties, n_wanted - n_before))
+    kept = (scores > floor) | _first_of_rows(ties, n_wanted - n_before)
+    return _flat(kept), floor.to(dtype)
 
 
 def _smallest_kept(scores: Tensor, k: int, *, ranks: Ranks) -> tuple[Tensor, int, int]:
@@ -75,15 +81,16 @@ def _smallest_kept(scores: Tensor, k: int, *, ranks: Ranks) -> tuple[Tensor, int
     Zeros if no more scores than that are positive.
     """
     wide, n_bits = (torch.int64, 64) if scores.dtype == torch.float64 else (torch.int32, 32)
-    bits, prefix, n_left, n_tied = scores[scores > 0].view(wide), 0, 0, 0
+    bits, prefix, n_left, n_tied = scores[scores > 0].view(wide), 0, -1, 0
     for shift in range(n_bits - _BITS_PER_ROUND, -1, -_BITS_PER_ROUND):
-        counts = torch.bincount((bits >> shift) & (_BINS - 1), minlength=_BINS + 1)
-        counts[-1] = scores.shape[0]  # the sum of this one over the data axis is the batch
-        of_rows = ranks.data.sum(counts)
-        counts = ranks.latents.sum(of_rows[:-1])
+        n_bins = 1 << (_BITS_PER_ROUND - (n_left < 0))  # the first bit is the sign, which all have
+        counts = torch.bincount((bits >> shift) & (n_bins - 1), minlength=n_bins + 1)
+        if ranks.latents.rank == 0:
+            counts[-1] = scores.shape[0]  # the sum of this one is the batch
+        counts, n_rows = ranks.sum(counts).cpu().split([n_bins, 1])  # waited for once
         at_least = counts.flip(0).cumsum(0).flip(0)
-        if shift + _BITS_PER_ROUND == n_bits:
-            n_left = k * int(of_rows[-1])
+        if n_left < 0:
+            n_left = k * int(n_rows)
             if int(at_least[0]) <= n_left:
                 return scores.new_zeros(()), 0, 0
         chosen = int((at_least >= n_left).sum()) - 1

@@ -39,8 +39,13 @@ def config_of(values: Mapping[str, Any], *, path: Path | None) -> RunConfig:
         path: The file that messages name; None names the command line.
 
     Raises:
-        ValueError: As for `RunConfig.from_dict`.
+        ValueError: The configuration of a sweep, or as for `RunConfig.from_dict`.
     """
+    if "sweep" in values:
+        raise ValueError(
+            f"{path or 'command line'}: has a table [sweep], which `crosscoders sweep` reads; for one of its "
+            "members leave the table out and give each axis a value."
+        )
     try:
         return RunConfig.from_dict(values)
     except (TypeError, ValueError) as err:

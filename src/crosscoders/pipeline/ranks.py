@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from crosscoders._typing import typed
 from crosscoders.harvest import ModelSources
-from crosscoders.parallel import ranks_of
+from crosscoders.parallel import leave, ranks_of
 from crosscoders.pipeline.config import RunConfig
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.fit import fit_crosscoder
@@ -46,6 +46,8 @@ def join_run_on(
 ) -> None:
     """Take part in the training of a run that the first rank leads with `run_on`; nothing is written.
 
+    Then it leaves `torch.distributed`, as the first rank does.
+
     Args:
         sources: The same models on every rank.
         corpus: The same tokens on every rank.
@@ -54,19 +56,19 @@ def join_run_on(
         resume: As for the first rank.
         warm_start: As for the first rank.
     """
-    if ranks_of(mesh).gather_objects(None)[0]:
-        return
-    never = excluded_ids(sources, corpus.exclude_token_ids)
-    with uninterruptible():
-        fit_crosscoder(
-            sources,
-            dataclasses.replace(corpus, exclude_token_ids=never),
-            on_own_device(config, mesh),
-            checkpoint_dir=Path(config.out) / "checkpoints",
-            resume=resume,
-            warm_start=warm_start,
-            mesh=mesh,
-        )
+    if not ranks_of(mesh).gather_objects(None)[0]:
+        never = excluded_ids(sources, corpus.exclude_token_ids)
+        with uninterruptible():
+            fit_crosscoder(
+                sources,
+                dataclasses.replace(corpus, exclude_token_ids=never),
+                on_own_device(config, mesh),
+                checkpoint_dir=Path(config.out) / "checkpoints",
+                resume=resume,
+                warm_start=warm_start,
+                mesh=mesh,
+            )
+    leave()
 
 
 @typed

@@ -18,7 +18,7 @@ from crosscoders.harvest import ModelSources
 from crosscoders.interventions import SpliceScores, splice_scores
 from crosscoders.latents import LatentTable, tabulate_latents
 from crosscoders.models.context import context_warning
-from crosscoders.parallel import ranks_of
+from crosscoders.parallel import leave, ranks_of
 from crosscoders.pipeline.config import ALL_TEXT, RunConfig, default_objective
 from crosscoders.pipeline.corpus import Corpus
 from crosscoders.pipeline.evaluation_text import evaluation_lines
@@ -145,7 +145,8 @@ def run_on(
         resume: Go on with an interrupted run in the same folder: from its newest checkpoint, from the start
             where there is none, and without training where that had ended.
         warm_start: Folder of a saved crosscoder to begin with; `run.json` names it.
-        mesh: Ranks that train together: this one is the first, the others call `ranks.join_run_on`.
+        mesh: Ranks that train together: this one is the first, the others call `ranks.join_run_on`. All leave
+            `torch.distributed` once nothing is left to train.
 
     Returns:
         The run; its folder holds `run.json`, `crosscoder/`, `evaluation.json`, `latents.csv`,
@@ -183,6 +184,8 @@ def run_on(
                 mesh=mesh,
             )
             crosscoder.save_pretrained(out / "crosscoder", training_summary={TRAINED_AS: digest})
+    if mesh is not None:
+        leave()  # with the others, as NCCL wants it; this rank goes on alone
     check_preempted()  # whatever happens from here on, it need not be trained again
     crosscoder.eval()
     run = Run(

@@ -8,7 +8,7 @@ from pathlib import Path
 from crosscoders._typing import typed
 from crosscoders.errors import CheckpointError
 from crosscoders.pipeline.arguments import add_preempt_argument
-from crosscoders.pipeline.config import RunConfig
+from crosscoders.pipeline.config_file import config_of, toml_values
 from crosscoders.pipeline.corpus import training_batches
 from crosscoders.pipeline.pair import load_pair, pair_corpus
 from crosscoders.pipeline.run_store import run_store
@@ -64,7 +64,7 @@ def store_command(arguments: argparse.Namespace, *, say: Callable[[str], object]
 
 
 def _fill(path: Path, *, store: str | None, say: Callable[[str], object] | None) -> str:
-    config = RunConfig.from_toml(path)
+    config = config_of(toml_values(path), path=path)
     if store is not None:
         config = dataclasses.replace(config, system=dataclasses.replace(config.system, store=store))
     if config.system.store is None:

@@ -136,7 +136,6 @@ class PrefetchedBatches:
             raise StopIteration
         producer = self._run()
         began = time.perf_counter()
-        self._first_request = self._first_request or began
         message = self._received()
         assert isinstance(message, Served | Ended)
         self._harvest_seconds = message.harvest_seconds
@@ -211,6 +210,8 @@ class PrefetchedBatches:
         if not self._is_running:
             producer.ask(Request("run"))
             self._is_running = True
+            if not self._first_request:
+                self._first_request = self._last_batch = time.perf_counter()
         return producer
 
     def _asked(self, request: Request) -> Answer:

@@ -103,7 +103,8 @@ class ProcessProducer:
             return
         self._say(STOP)
         self._connection.close()
-        self._process.join(_GRACE_SECONDS)
+        if self._has_opened:  # until then nobody there hears it, and there is nothing to put back
+            self._process.join(_GRACE_SECONDS)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()

@@ -12,7 +12,7 @@ class Waits:
     Args:
         trainer_seconds: Time in which the trainer had no batch to train on, the first window included.
         harvest_seconds: Time in which the harvest had nowhere to put its next batch.
-        elapsed_seconds: Wall time from the first request for a batch to the last batch given out.
+        elapsed_seconds: Wall time from the begin of the first loop to the last batch given out.
     """
 
     trainer_seconds: float = 0.0

@@ -129,7 +129,9 @@ class ShardFolder:
                 known.pop(unwanted, None)
 
     def rows_of(self, index: int, *, start: int) -> Iterator[Tensor]:
-        """The rows of a shard's token batches.
+        """The rows of a shard's token batches, every byte checked anew.
+
+        What was open since an earlier pass may have changed on the disk since then.
 
         Args:
             index: Which shard.
@@ -138,6 +140,7 @@ class ShardFolder:
         Yields:
             Rows [batch width] in CPU memory.
         """
+        self._open.pop(index, None)
         shard = self.open(index)
         for batch in range(start, shard.n_batches):
             yield shard.rows(batch)

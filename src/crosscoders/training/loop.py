@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from crosscoders.training.batches import BatchStream
@@ -22,7 +21,6 @@ from crosscoders.training.preemption import (
     end_preempted,
     interruptible,
     is_at_work,
-    is_preempted,
     uninterruptible,
 )
 
@@ -168,13 +166,10 @@ def _save(preempted: Preempted, lanes: Sequence[_Lane]) -> None:
 
 
 def _end_if_preempted(trainer: "Trainer") -> None:
-    """Raise between two steps if the run was asked to end; ranks agree on it, so that all save one step."""
-    ranks = trainer.ranks
-    if ranks.are_alone:
+    """Raise between two steps if the run was asked to end; ranks agreed on it, so that all save one step."""
+    if trainer.ranks.are_alone:
         check_preempted()
-        return
-    asked = torch.tensor(is_preempted(), device=trainer.crosscoder.W_enc.device)
-    if bool(ranks.latents.any(ranks.data.any(asked))):
+    elif trainer._is_preempted:
         end_preempted()
 
 

@@ -4,6 +4,7 @@ The state is one per process, as signal handlers are. Without a `Preemption` at 
 nothing.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -90,10 +91,16 @@ class Preemption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put back the handler that was there; a process that ends preempted heeds no second SIGTERM."""
+        """Put back the handler that was there; a process that ends preempted heeds no second SIGTERM.
+
+        Nor does one whose program has come to its end: the interpreter may take seconds to go, and a kill
+        would make a failure of what is done.
+        """
         global _at_work
         _at_work = None
         signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(error, Preempted) else self._before)
+        atexit.unregister(_end_in_peace)
+        atexit.register(_end_in_peace)
 
     def request(self) -> None:
         """Do what SIGTERM does.
@@ -116,6 +123,10 @@ class Preemption:
 
 
 _at_work: Preemption | None = None
+
+
+def _end_in_peace() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def is_at_work() -> bool:

@@ -28,20 +28,19 @@ from crosscoders.training.config import TrainerConfig
 from crosscoders.training.faults import checkpoint_faults
 from crosscoders.training.fused_step import Forward
 from crosscoders.training.loop import run
-from crosscoders.training.observation import read_only, silence_after, step_metrics
+from crosscoders.training.observation import read_only, step_metrics
 from crosscoders.training.on_ranks.gather import whole_crosscoder
 from crosscoders.training.on_ranks.spread import (
     agree_on_stop,
-    backward,
     check_can_spread,
     evaluated,
-    gradient_norm,
     part_of_batch,
     spread,
 )
 from crosscoders.training.report import StepReport
 from crosscoders.training.step_path import StepPath
-from crosscoders.training.update import check_norm, clip_gradients, set_learning_rate
+from crosscoders.training.update import set_learning_rate
+from crosscoders.training.weight_update import fused_update, update
 
 _MAX_DEAD_AFTER_TOKENS = 10_000_000
 
@@ -124,6 +123,7 @@ class Trainer:
         self._path = StepPath()
         self._position: dict[str, Any] | None = None
         self._is_fresh = True
+        self._is_preempted = False  # as the ranks agreed after the last step
         self._batches: Iterable[Any] | None = None
         self._ring = BatchRing(config.calibration_batches if crosscoder.activation.needs_calibration else 0)
 
@@ -182,30 +182,9 @@ class Trainer:
         self.crosscoder.activation.set_progress(progress)
         context = LossContext(progress=progress, step=self.step, dead_mask=self.dead_mask())
         fused = self._path.fused_step(self)
-        if fused is not None:
-            forward = fused.forward(batch, context)
-            silence = silence_after(self.tokens_since_fired, forward.latents, n_tokens=n_tokens)
-            fused.expect_dead(silence >= self.dead_after_tokens)
-            check = functools.partial(check_norm, step=self.step, losses=forward.losses)
-            grad_norm = fused.update(forward, max_norm=self.config.max_grad_norm, check=check)
-            self.tokens_since_fired.copy_(silence)
-            return self._done(report(losses=forward.losses, grad_norm=grad_norm), forward)
-        is_low = self.config.precision == "bfloat16"
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=is_low):
-            output = self.crosscoder(batch)
-            losses = self.compute_losses(output, context)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = backward(losses, self, n_rows=batch.shape[0], n_tokens=n_tokens)
-        check = functools.partial(check_norm, step=self.step, losses=losses)
-        grad_norm = gradient_norm(self.crosscoder)
-        clip_gradients(self.crosscoder, self.config.max_grad_norm, norm=grad_norm, check=check)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.after_optimizer_step()
-            self.crosscoder.impose_structure()
-        silence, latents = self.tokens_since_fired, output.latents
-        self.tokens_since_fired.copy_(silence_after(silence, latents, n_tokens=n_tokens, ranks=self.ranks))
-        return self._done(report(losses=losses, grad_norm=grad_norm), output)
+        make = update if fused is None else functools.partial(fused_update, fused)
+        done = make(self, batch, context, n_tokens=n_tokens)
+        return self._done(report(losses=done.losses, grad_norm=done.grad_norm), done.forward)
 
     @typed
     def explain(self) -> str:
@@ -331,7 +310,7 @@ class Trainer:
         return self._position
 
     def _start(self) -> None:
-        self._position, self._is_fresh = None, True
+        self._position, self._is_fresh, self._is_preempted = None, True, False
         self._path.begin(self)
         self._emit("on_fit_start")
 

@@ -55,7 +55,9 @@ class Diagnosis:
 
     def text(self) -> str:
         """One line per check, and how many of each kind there are."""
-        numbers = f"{self.count('fault')} faults, {self.count('warning')} warnings, {self.count('ok')} ok"
+        counts = {level: self.count(level) for level in ("fault", "warning")}
+        words = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()]
+        numbers = ", ".join([*words, f"{self.count('ok')} ok"])
         return "\n".join([*(check.line() for check in self.checks), "", numbers])
 
 

@@ -40,21 +40,33 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         parser: Of the command `plan`.
     """
     parser.add_argument("config", nargs="?", type=Path, help="TOML file of the run; the rest overrides it")
-    parser.add_argument("--pair", nargs=2, metavar=("BASE", "DISTILLED"), help="both models at once")
-    parser.add_argument("--base", help="folder, Hub id (only its config is fetched) or config file")
-    parser.add_argument("--distilled", help="likewise")
+    parser.add_argument(
+        "--pair", nargs=2, metavar=("BASE", "DISTILLED"), help="both models at once: --base and --distilled"
+    )
+    parser.add_argument(
+        "--base", help="first model: folder, Hub id (only its config is fetched) or config file"
+    )
+    parser.add_argument("--distilled", help="likewise, of the second model")
     parser.add_argument("--vram", help="memory of each device, such as 80GB or 80GiB (default: --gpu's)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="default without a config: field")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="recipe to start from (default without a config: field)"
+    )
     parser.add_argument("--n-latents", type=int, help="dictionary size")
     parser.add_argument("--hook-name", help="TransformerLens hook in both models, or 'half'")
     parser.add_argument("--n-tokens", type=int, help="tokens of the text to train on")
     parser.add_argument("--store", help="folder in which the run keeps its activations")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default without a config: bfloat16")
-    parser.add_argument("--device", help="default without a config: cuda")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs of one process (default: %(default)s)")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of torchrun (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="of both models (default without a config: bfloat16)"
+    )
+    parser.add_argument("--device", help="device of the run (default without a config: cuda)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="GPUs that one process may use (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="processes that torchrun starts (default: %(default)s)"
+    )
     parser.add_argument("--latent-shards", type=int, help="ranks that split the latents (default: config's)")
-    parser.add_argument("--gpu", choices=sorted(SPEEDS), help="estimate hours on devices of this kind")
+    parser.add_argument("--gpu", choices=sorted(SPEEDS), help="kind of the devices: their memory, and hours")
     parser.add_argument("--harvest-rate", type=float, help="tokens per second of all models, if measured")
     parser.add_argument("--training-rate", type=float, help="tokens per second of training, if measured")
 
@@ -67,13 +79,19 @@ def plan_command(arguments: argparse.Namespace) -> str:
         arguments: What a parser of `add_plan_arguments` parsed.
 
     Raises:
-        ValueError: No memory size, no models, one measured rate without `--gpu`, or what `plan` refuses.
+        ValueError: No memory size, no models, one measured rate without `--gpu`, `--gpu` for a run on the
+            CPU, or what `plan` refuses.
     """
     speed = _speed(arguments)
     if arguments.vram is None and arguments.gpu is None:
         raise ValueError("plan: give --vram, such as 80GB, or --gpu.")
     vram_bytes = SPEEDS[arguments.gpu].memory if arguments.vram is None else parse_bytes(arguments.vram)
     config = _config(arguments)
+    if arguments.gpu is not None and config.device == "cpu":
+        raise ValueError(
+            "plan: --gpu estimates a run on GPUs, and device is 'cpu'; give --device cuda, or --vram with "
+            "both measured rates."
+        )
     shards = config.system.latent_shards if arguments.ranks > 1 else 1
     shards = shards if arguments.latent_shards is None else arguments.latent_shards
     found = plan(

@@ -12,7 +12,8 @@ def placements(found: Plan, *, overlap: str, n_devices: int) -> tuple[Placement,
 
     Args:
         found: The plan, its placements still missing.
-        overlap: The run's `system.overlap`: harvesting in the background needs its memory beside a step's.
+        overlap: The run's `system.overlap`: harvesting in the background needs its memory beside a step's,
+            and a process of its own holds the models once more.
         n_devices: CUDA devices that one process may use.
     """
     truncated = [
@@ -20,7 +21,7 @@ def placements(found: Plan, *, overlap: str, n_devices: int) -> tuple[Placement,
         _placement(found, "one after the other", overlap=overlap, is_offloaded=True),
     ]
     apart = [
-        _placement(_moved(found, places), name, overlap=overlap)
+        _placement(_moved(found, places), name, overlap="process" if overlap == "none" else overlap)
         for name, places in _elsewhere(found, n_devices=n_devices).items()
     ]
     whole = "both whole, spliced" if found.workspace.splicing else "both whole"
@@ -50,7 +51,7 @@ def _moved(found: Plan, places: list[str]) -> Plan:
 def _placement(
     found: Plan, name: str, *, overlap: str, size: str = "truncated", is_offloaded: bool = False
 ) -> Placement:
-    stays = _stays(found, size=size, is_offloaded=is_offloaded)
+    stays = _stays(found, size=size, is_offloaded=is_offloaded, is_twice=overlap == "process")
     moments = _moments(found, overlap=overlap, size=size, is_offloaded=is_offloaded)
     needs = {at: stays.get(at, 0) + moments.get(at, 0) for at in sorted(stays.keys() | moments.keys())}
     judged = [at for at in needs if at != HOST] or [HOST]
@@ -58,13 +59,13 @@ def _placement(
     return Placement(name=name, needs=needs, fits=headroom >= 0, headroom=headroom)
 
 
-def _stays(found: Plan, *, size: str, is_offloaded: bool) -> dict[str, int]:
-    """Bytes by device that are held all the time."""
+def _stays(found: Plan, *, size: str, is_offloaded: bool, is_twice: bool) -> dict[str, int]:
+    """Bytes by device that are held all the time; `is_twice`: another process loads the models too."""
     stays = {HOST: found.buffer_bytes + found.data.token_ids + found.data.in_flight}
     stays[found.device] = stays.get(found.device, 0) + found.training.total
     for model in found.models.values():
         home = HOST if is_offloaded or model.is_offloaded else model.device
-        stays[home] = stays.get(home, 0) + getattr(model, size)
+        stays[home] = stays.get(home, 0) + getattr(model, size) + is_twice * model.truncated
     return stays
 
 
@@ -82,8 +83,8 @@ def _moments(found: Plan, *, overlap: str, size: str, is_offloaded: bool) -> dic
 
 
 def _kept_free(found: Plan, device: str, *, overlap: str) -> int:
-    """Two processes on one GPU have a context each."""
+    """Two processes on one GPU, which both hold the models, have a context each."""
     if device == HOST:
         return 0
-    is_shared = device == found.device and device in {model.device for model in found.models.values()}
+    is_shared = device in {model.device for model in found.models.values()}
     return found.reserve_bytes * (2 if overlap == "process" and is_shared else 1)

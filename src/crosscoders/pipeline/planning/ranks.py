@@ -47,9 +47,14 @@ def rank_config(config: RunConfig, layout: RankLayout) -> RunConfig:
 
     Returns:
         The configuration; the run's own where there is one rank.
+
+    Raises:
+        ValueError: A rank would have no latents, or no tokens of a batch.
     """
     if layout.n_ranks == 1:
         return config
+    _check_shares(config.n_latents, "latents", n_ranks=layout.latent_shards)
+    _check_shares(config.data.batch_tokens, "tokens of a batch", n_ranks=layout.data_ranks)
     n_latents = -(-config.n_latents // layout.latent_shards)
     named = {name: getattr(config.activation_fn, name, None) for name in ("k", "k_initial")}
     lower = {name: n_latents for name, value in named.items() if value is not None and value > n_latents}
@@ -60,3 +65,9 @@ def rank_config(config: RunConfig, layout: RankLayout) -> RunConfig:
         data=dataclasses.replace(config.data, batch_tokens=-(-config.data.batch_tokens // layout.data_ranks)),
         training=dataclasses.replace(config.training, backend="reference"),
     )
+
+
+def _check_shares(n: int, what: str, *, n_ranks: int) -> None:
+    """Refuse ranks of which `torch.chunk` would leave one without any."""
+    if -(-n // n_ranks) * (n_ranks - 1) >= n:
+        raise ValueError(f"plan: {n} {what} leave some of {n_ranks} ranks without any; take fewer ranks.")

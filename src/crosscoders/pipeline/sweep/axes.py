@@ -1,6 +1,7 @@
 """What a sweep varies: which settings may be an axis, and the configuration that each value makes."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +57,7 @@ def check_axis(name: str, config: RunConfig) -> None:
         config: What the members have in common.
 
     Raises:
-        ValueError: With every setting that may vary.
+        ValueError: With the reason, and every setting that may vary.
     """
     head, *rest = name.split(".")
     n_parts = {"activation_fn": (0, 1), "objective": (0, 2), "n_latents": (0,), "seed": (0,)}
@@ -64,13 +65,27 @@ def check_axis(name: str, config: RunConfig) -> None:
         return
     if head == "training" and rest and ".".join(rest) in trainable_fields(config):
         return
-    reason = (
-        "a kind has parameters of its own, so list whole tables: activation_fn = [{kind = ...}, ...]"
-        if name == "activation_fn.kind"
-        else "all members share one harvest, so models, hook, text, batches and what only observes are the "
-        "same for all"
-    )
+    if name == "activation_fn.kind":
+        reason = "a kind has parameters of its own, so list whole tables: activation_fn = [{kind = ...}, ...]"
+    elif _is_setting(name, config.to_dict()):
+        reason = (
+            "all members share one harvest, so models, hook, text, batches and what only observes are the "
+            "same for all"
+        )
+    else:
+        near = difflib.get_close_matches(name, allowed_axes(config), n=1)
+        reason = "there is no such setting" + (f", the nearest is {near[0]!r}" if near else "")
     raise ValueError(f"[sweep]: {name!r} cannot be an axis: {reason}. An axis may be {allowed_axes(config)}.")
+
+
+def _is_setting(name: str, plain: Mapping[str, Any]) -> bool:
+    """Whether a run's configuration, as a dict, has a setting of this name."""
+    here: Any = plain
+    for part in name.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return True
 
 
 @typed

@@ -20,7 +20,9 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="TOML file of a run with a table [sweep]: docs/sweep.md")
     parser.add_argument("--out", help="folder of the sweep (default: the one in the file)")
     parser.add_argument(
-        "--resume", action="store_true", help="train only what has not ended in the sweep's folder"
+        "--resume",
+        action="store_true",
+        help="train only what has not ended in the sweep's folder; begin where there is none",
     )
     add_preempt_argument(parser)
 

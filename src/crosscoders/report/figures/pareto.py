@@ -9,7 +9,7 @@ from crosscoders._typing import typed
 from crosscoders.report.figures.style import GRAY, LINES, draw
 
 _LOG_FROM = 4.0  # ratio of the largest to the smallest L0 above which the axis is logarithmic
-_TICKS = tuple(m * 10**e for e in range(-1, 6) for m in (1, 2, 5))  # of a logarithmic axis, as plain numbers
+_TICKS = ((1, 2, 5), (1, 2, 3, 4, 6, 8))  # of each decade of a logarithmic axis: the first that gives three
 # Where a label may stand beside its point: offset in points, and which of its sides is there.
 _PLACES = (
     ((6, -4), "left", "top"),
@@ -91,7 +91,7 @@ def _panel(
     if min(costs) > 0 and max(costs) / min(costs) > _LOG_FROM:
         axes.set_xscale("log")
         axes.minorticks_off()
-        ticks = [tick for tick in _TICKS if 0.7 * min(costs) <= tick <= 1.4 * max(costs)]
+        ticks = _ticks(0.95 * min(costs), 1.05 * max(costs))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(visible=True, color=GRAY, alpha=0.18, linewidth=0.6)
     axes.margins(x=0.14, y=0.12)
@@ -123,6 +123,16 @@ def _panel(
     handles["front (filled): none has as much at no more L0"] = line[0]
     axes.tick_params(labelsize=8)
     return handles
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Plain numbers between two bounds, for a logarithmic axis."""
+    found: list[float] = []
+    for numbers in _TICKS:
+        found = [m * 10.0**e for e in range(-2, 6) for m in numbers if low <= m * 10.0**e <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _label_front(axes: Any, points: Sequence[ParetoPoint]) -> None:

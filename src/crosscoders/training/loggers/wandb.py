@@ -107,6 +107,7 @@ class WandbLogger(Logger):
             name=self.folder.name,
             id=self.run_id,
             resume="allow",
+            reinit="create_new",  # the members of a sweep log side by side, each to a run of its own
             dir=str(self.folder),
             config=self.config,
             mode=mode,

@@ -1,6 +1,7 @@
 """The whole crosscoder from the ranks that each hold some of its latents."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crosscoders._typing import typed
@@ -23,11 +24,12 @@ def whole_crosscoder(crosscoder: Crosscoder) -> Crosscoder:
     """
     keys, n_latents = latent_keys(crosscoder.config), crosscoder.config.n_latents
     state = {
-        key: _whole(part, n_latents, axis=crosscoder.ranks.latents) if key in keys else part
+        key: _whole(part, n_latents, axis=crosscoder.ranks.latents) if key in keys else part.clone()
         for key, part in crosscoder.state_dict().items()
     }
-    whole = Crosscoder(crosscoder.config).to(crosscoder.W_enc)
-    whole.load_state_dict(state, strict=True)
+    with torch.device("meta"):  # nothing is drawn that would be overwritten
+        whole = Crosscoder(crosscoder.config)
+    whole.load_state_dict(state, strict=True, assign=True)
     whole.origin = crosscoder.origin
     return whole.train(crosscoder.training)
 
@@ -35,6 +37,6 @@ def whole_crosscoder(crosscoder: Crosscoder) -> Crosscoder:
 def _whole(part: Tensor, n_latents: int, *, axis: Axis) -> Tensor:
     """The rows of all ranks, of which the last may hold fewer than the others, or none."""
     per_rank = -(-n_latents // axis.size)
-    padded = part.new_zeros((per_rank, *part.shape[1:]))
-    padded[: len(part)] = part
-    return axis.gather(padded).flatten(0, 1)[:n_latents]
+    padded = F.pad(part, (0, 0) * (part.ndim - 1) + (0, per_rank - len(part)))
+    rows = axis.gather(padded).flatten(0, 1)
+    return rows[:n_latents].clone() if axis.size == 1 or len(rows) > n_latents else rows

@@ -14,12 +14,13 @@ from crosscoders.losses import LossBreakdown, WeightedTerm
 from crosscoders.parallel import ALONE, Axis, Ranks, ranks_of
 from crosscoders.training.checkpoints.state import latent_keys
 from crosscoders.training.observation import read_only
-from crosscoders.training.preemption import Preempted, interruptible
+from crosscoders.training.preemption import Preempted, interruptible, is_preempted
 
 if TYPE_CHECKING:
     from crosscoders.training.trainer import Trainer
 
 _PER_BATCH = ("training_step", "compute_losses", "after_optimizer_step")
+_SENT_TOGETHER = 1 << 16  # entries up to which a gradient travels with the others, in a copy
 
 
 def spread(crosscoder: Crosscoder, mesh: DeviceMesh | None) -> Crosscoder:
@@ -167,13 +168,14 @@ def evaluated(trainer: "Trainer") -> dict[str, float]:
 
 
 def agree_on_stop(trainer: "Trainer") -> None:
-    """Stop on every rank if a callback asked one of them to."""
-    if trainer.mesh is None:
+    """Stop on every rank if a callback asked one of them to; say whether one of them was preempted."""
+    if trainer.ranks.are_alone:
         return
-    ranks, flag = trainer.ranks, torch.tensor([trainer.stop_reason is not None])
-    flag = flag.to(trainer.crosscoder.W_enc.device)
-    if bool(ranks.data.any(ranks.latents.any(flag))):
-        reasons = ranks.gather_objects(trainer.stop_reason)
+    flags = torch.tensor([trainer.stop_reason is not None, is_preempted()], dtype=torch.uint8)
+    has_stop, is_ending = trainer.ranks.max(flags.to(trainer.crosscoder.W_enc.device)).tolist()
+    trainer._is_preempted = bool(is_ending)
+    if has_stop:
+        reasons = trainer.ranks.gather_objects(trainer.stop_reason)
         trainer.stop_reason = next(reason for reason in reasons if reason is not None)
 
 
@@ -195,9 +197,7 @@ def _part_of(whole: Crosscoder, *, rows: slice) -> Crosscoder:
 
 def _check_same(what: str, tensors: Sequence[Tensor], *, ranks: Ranks) -> None:
     facts = torch.stack([fact for tensor in tensors for fact in _facts(tensor.detach())])
-    least = ranks.data.min(ranks.latents.min(facts))
-    most = ranks.data.max(ranks.latents.max(facts))
-    if not torch.equal(least, most):
+    if not torch.equal(ranks.min(facts), ranks.max(facts)):
         raise ValueError(
             f"Trainer: {what} is not the same on every rank; each must be given the same whole crosscoder "
             "and the same whole batches, of which it then takes its part. Use the same seeds and data."
@@ -214,22 +214,38 @@ def _facts(tensor: Tensor) -> list[Tensor]:
 def _sum_gradients(
     parameters: Sequence[nn.Parameter], numbers: Tensor, *, axis: Axis, has_rows: bool
 ) -> Tensor:
-    """Sum every gradient over the axis in place, and some numbers, whose sums are given back.
+    """Sum every gradient over the axis, and some numbers, whose sums are given back.
 
     A parameter that no rank used keeps no gradient. A rank without rows has no part in a sum over tokens.
+    What is small travels together: with each sum the ranks wait for each other.
     """
+    if axis.size == 1:
+        return numbers
     if not has_rows:
         for parameter in parameters:
             parameter.grad = None
+    small = [parameter for parameter in parameters if parameter.numel() <= _SENT_TOGETHER]
     is_used = numbers.new_tensor([parameter.grad is not None for parameter in parameters])
-    sums = axis.sum(torch.cat([is_used, numbers]))
-    for parameter, n_users in zip(parameters, sums.tolist()):
-        if n_users == 0:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        axis.sum_(parameter.grad)
-    return sums[len(parameters) :]
+    n_users, numbers, *sums = _summed([is_used, numbers, *map(_gradient, small)], axis=axis)
+    of_small = dict(zip(small, sums))
+    for parameter, n in zip(parameters, n_users.tolist()):
+        if n > 0:
+            parameter.grad = of_small[parameter] if parameter in of_small else _gradient(parameter)
+            if parameter not in of_small:
+                axis.sum_(parameter.grad)
+    return numbers
+
+
+def _summed(tensors: Sequence[Tensor], *, axis: Axis) -> list[Tensor]:
+    """Sums of several tensors over the axis, which travel as one."""
+    wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    sums = axis.sum(torch.cat([tensor.flatten().to(wide) for tensor in tensors]))
+    parts = sums.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _trained(trainer: "Trainer") -> list[nn.Parameter]:
