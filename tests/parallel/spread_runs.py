@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -109,6 +110,26 @@ def toy_run(
 def toy_runs(*, cases: list[str], **options: Any) -> list[Run]:
     """Several cases one after the other, which saves starting a world for each."""
     return [toy_run(case=case, **options) for case in cases]
+
+
+def talks_per_step(*, case: str, shape: tuple[int, int]) -> float:
+    """How often a step makes this rank wait for others."""
+    n_talks = [0, 0]
+    for i, n_steps in enumerate((2, 12)):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("all_reduce", "all_gather", "all_gather_object"):
+                patch.setattr(dist, name, _counted(getattr(dist, name), n_talks, i))
+            numbers = {"watch": False, "log_every_steps": 0, "dead_after_tokens": 10**6}
+            toy_run(case=case, shape=shape, n_steps=n_steps, dtype=torch.float32, **numbers)
+    return (n_talks[1] - n_talks[0]) / 10
+
+
+def _counted(call: Callable[..., object], counts: list[int], at: int) -> Callable[..., object]:
+    def counted(*args: Any, **kwargs: Any) -> object:
+        counts[at] += 1
+        return call(*args, **kwargs)
+
+    return counted
 
 
 def toy_trainer(

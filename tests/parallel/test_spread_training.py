@@ -17,6 +17,7 @@ from tests.parallel.spread_runs import (
     messages,
     observed,
     structured_run,
+    talks_per_step,
     toy_run,
     toy_runs,
 )
@@ -90,6 +91,12 @@ def test_a_trainer_with_another_objective_works_over_data_ranks(shape: tuple[int
     assert_same_run(expected, ranks, atol=1e-12, at="TwoTerms")
 
 
+def test_a_step_talks_as_seldom_as_it_can() -> None:
+    """Rows, two rounds of selection, reconstruction, loss forth and back, gradients, norm, silence, stop."""
+    assert on_ranks(4, talks_per_step, case="batch_topk", shape=(2, 2))[0] < 11.5
+    assert on_ranks(2, talks_per_step, case="relu", shape=(1, 2))[0] < 5
+
+
 def test_a_structure_holds_over_data_ranks() -> None:
     structure = SharedLatents(n_shared=7)
     expected = structured_run(structure=structure, shape=None)
@@ -135,6 +142,6 @@ def test_ranks_train_as_one_process_does_for_200_steps(shape: tuple[int, int]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (4, 1), (1, 4)])
+@pytest.mark.parametrize("shape", [(2, 1), (1, 4)])
 def test_in_float32_the_loss_stays_within_a_thousandth_for_200_steps(shape: tuple[int, int]) -> None:
     assert_float32_agrees(shape, n_steps=200)
