@@ -12,7 +12,8 @@ from crosscoders.pipeline.config import DataConfig, ModelConfig, RunConfig
 from crosscoders.pipeline.model_config import check_device_exists
 from crosscoders.pipeline.sweep import Sweep
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES, FIELD = ROOT / "examples", ROOT / "configs" / "field"
 OWN = {"base": "a", "distilled": "b", "text": "t.txt", "out": "o", "n_latents": 200}
 
 
@@ -103,9 +104,9 @@ def test_every_example_configuration_parses(path: Path) -> None:
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("size", ["1.5b", "7b", "14b"])
+@pytest.mark.parametrize("size", ["1_5b", "7b", "14b"])
 def test_the_papers_pairs_are_read_in_bfloat16_within_their_context(size: str) -> None:
-    config = RunConfig.from_toml(EXAMPLES / "pairs" / f"r1-distill-qwen-{size}.toml")
+    config = RunConfig.from_toml(FIELD / f"r1_distill_qwen_{size}.toml")
     assert {model.dtype for model in config.models().values()} == {"bfloat16"}
     assert (config.device, config.n_latents, config.hook_name) == ("cuda", 32_768, "half")
     assert (config.data.id_policy, config.data.tokenizer) == ("mask", "distilled")
