@@ -25,6 +25,7 @@ ranks = ranks_of(mesh)
 assert is_main() == ranks.is_main == (dist.get_rank() == 0)
 assert dist.get_rank() == 2 * ranks.data.rank + ranks.latents.rank
 open(f"{ranks.data.rank}-{ranks.latents.rank}", "x").close()
+dist.barrier()  # nobody leaves while others still connect
 dist.destroy_process_group()
 """
 

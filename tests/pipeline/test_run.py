@@ -19,25 +19,14 @@ from crosscoders.pipeline.corpus import corpus_from_text
 from crosscoders.pipeline.diff import diff
 from crosscoders.training import TrainerConfig
 from crosscoders.zoo.parser import to_text
-from crosscoders.zoo.recipe import Architecture
-from crosscoders.zoo.train import build_model
 from crosscoders.zoo.vocabulary import build_tokenizer
-
-SHAPE = Architecture(n_layers=2, d_model=16, d_mlp=16, n_heads=2, n_kv_heads=1)
+from tests.survival.small_run import make_pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
-    for seed, name in enumerate(("base", "distilled")):
-        build_model(SHAPE, seed=seed).save_pretrained(folder / name)
-        build_tokenizer().save_pretrained(folder / name)
-    stories = [
-        f"Anna found the {c} ball. Wait, said {n}. But the dog was at the park."
-        for c in ("red", "old")
-        for n in ("Tom", "Mia")
-    ]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in stories * 40))
+    make_pair(str(folder))
     return folder
 
 

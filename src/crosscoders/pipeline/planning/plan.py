@@ -70,12 +70,8 @@ def plan(
     layout = ranks or RankLayout()
     _check_numbers(vram_bytes=vram_bytes, dead_fraction=dead_fraction, layout=layout, n_devices=n_devices)
     _check_hook(config.hook_name)
-    wanted = config.models()
-    found = dict(model_configs or {})
-    for name, model in wanted.items():
-        if name not in found:
-            found[name] = find_config(model.path, revision=model.revision)
-    models = {name: _model_bytes(config, name, found[name]) for name in wanted}
+    found = _model_configs(config, model_configs or {})
+    models = {name: _model_bytes(config, name, found[name]) for name in config.models()}
     widths = [model.d_model for model in models.values()]
     part = rank_config(config, layout)
     whole, training = training_bytes(config, widths=widths), training_bytes(part, widths=widths)
@@ -100,16 +96,12 @@ def plan(
             window_batches=_window_batches(config.data, width=sum(widths), itemsize=itemsize),
         ),
         ranks=layout,
-        time=speed
-        and estimate_time(
-            config,
-            found,
-            held={name: model.truncated for name, model in models.items()},
-            path=training.path,
-            speed=speed,
-            layout=layout,
-        ),
+        time=None,
     )
+    if speed is not None:
+        held = {name: model.truncated for name, model in models.items()}
+        hours = estimate_time(config, found, held=held, path=training.path, speed=speed, layout=layout)
+        shown = dataclasses.replace(shown, time=hours)
     judged = placements(shown, overlap=config.system.overlap, n_devices=n_devices)
     return dataclasses.replace(shown, placements=judged)
 
@@ -160,6 +152,13 @@ def _check_numbers(*, vram_bytes: int, dead_fraction: float, layout: RankLayout,
             "plan: n_devices must be at least 1, and 1 with several ranks, of which each has one device; "
             f"got {n_devices} devices and {layout.n_ranks} ranks."
         )
+
+
+def _model_configs(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The transformers config of each model: the one given, or the one that its path names."""
+    wanted = config.models()
+    missing = {name: model for name, model in wanted.items() if name not in given}
+    return {**given, **{n: find_config(m.path, revision=m.revision) for n, m in missing.items()}}
 
 
 def _check_hook(hook_name: str) -> None:
