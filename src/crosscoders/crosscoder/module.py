@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -14,6 +13,8 @@ from crosscoders._typing import typed
 from crosscoders.activation_fns.base import check_same_ranking
 from crosscoders.artifact import check_weights, config_errors, read_header, read_tensors, write_artifact
 from crosscoders.crosscoder.config import CrosscoderConfig
+from crosscoders.crosscoder.initial import initial_directions
+from crosscoders.crosscoder.output import CrosscoderOutput
 from crosscoders.kernels.ops import decode, encode
 from crosscoders.kernels.sparse_latents import SparseLatents
 from crosscoders.metrics import decoder_norms
@@ -30,24 +31,6 @@ from crosscoders.structures.base import Matrix
 from crosscoders.structures.hold import check_held, hold
 
 _MATRICES: tuple[Matrix, ...] = ("W_enc", "W_dec")
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class CrosscoderOutput:
-    """One forward pass, in normalized space: what losses see.
-
-    Args:
-        inputs: Activations times scale.
-        reconstruction: Their reconstruction, times scale.
-        latents: Dense or sparse latents.
-        pre_acts: Pre-activations of every latent.
-    """
-
-    inputs: Float[Tensor, "batch width"]
-    reconstruction: Float[Tensor, "batch width"]
-    latents: Float[Tensor, "batch latent"] | SparseLatents
-    pre_acts: Float[Tensor, "batch latent"]
 
 
 @final
@@ -81,7 +64,7 @@ class Crosscoder(nn.Module):
     def __init__(self, config: CrosscoderConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        directions = _initial_directions(config, generator or torch.Generator().manual_seed(0))
+        directions = initial_directions(config, generator or torch.Generator().manual_seed(0))
         self.W_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
         self.W_dec = nn.Parameter(directions)
@@ -455,19 +438,3 @@ class Crosscoder(nn.Module):
         if not is_folded:
             other.impose_structure()  # takes back what rounding did
         return other.train(self.training)
-
-
-def _initial_directions(config: CrosscoderConfig, generator: torch.Generator) -> Tensor:
-    n, structure = config.n_latents, config.structure
-    parts = [torch.randn(n, source.d_model, generator=generator) for source in config.sources]
-    if structure is not None:
-        drawn = torch.cat(parts, dim=1)
-        structure.impose_(drawn, matrix="W_dec", sources=config.sources)
-        parts = [drawn[:, columns].contiguous() for columns in column_slices(config.sources).values()]
-    return torch.cat([_with_norm(part, config.decoder_init_norm) for part in parts], dim=1)
-
-
-def _with_norm(rows: Tensor, norm: float) -> Tensor:
-    """Rows scaled to this norm; a row that a structure holds at zero stays there."""
-    found = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows * torch.where(found > 0, norm / found, 0.0)
